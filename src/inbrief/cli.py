@@ -91,7 +91,10 @@ def _explain(args: list[str]) -> None:
     print(found.explanation)
     fidelity = f"FVE {found.fve:.3f}" if found.fve is not None else f"cosine {found.cosine:.3f}"
     note = "" if found.extracted else "  (failed: cut off or unreadable)"
-    print(f"\n{fidelity}  {found.tokens} tokens  position {found.position} {found.token!r}, layer {found.layer}{note}", file=sys.stderr)
+    print(
+        f"\n{fidelity}  {found.tokens} tokens  position {found.position} {found.token!r}, layer {found.layer}{note}",
+        file=sys.stderr,
+    )
 
 
 def _pretrain(args: list[str]) -> None:
@@ -121,11 +124,19 @@ VERBS: dict[str, Verb] = {
         "The length-fidelity frontier of StoryWorld, from nothing, in under ten minutes on two cores.",
         lambda args: _pipeline("quickstart", "report", args, preset="quickstart"),
     ),
-    "run": Verb("inbrief run PRESET|FILE|RUN [--out DIR] [--section.field value]", "All stages; resumes.", _stage("run", "report")),
+    "run": Verb(
+        "inbrief run PRESET|FILE|RUN [--out DIR] [--section.field value]",
+        "All stages; resumes.",
+        _stage("run", "report"),
+    ),
     "harvest": Verb("inbrief harvest PRESET|FILE|RUN …", "Text to activations.", _stage("harvest")),
     "teach": Verb("inbrief teach PRESET|FILE|RUN …", "Up to the teacher's explanations.", _stage("teach")),
-    "warmstart": Verb("inbrief warmstart PRESET|FILE|RUN …", "Up to the warm-started AV and AR, and their gate.", _stage("warmstart")),
-    "reinforce": Verb("inbrief reinforce PRESET|FILE|RUN …", "Up to the trained runs, one per λ and seed.", _stage("reinforce")),
+    "warmstart": Verb(
+        "inbrief warmstart PRESET|FILE|RUN …", "Up to the warm-started AV and AR, and their gate.", _stage("warmstart")
+    ),
+    "reinforce": Verb(
+        "inbrief reinforce PRESET|FILE|RUN …", "Up to the trained runs, one per λ and seed.", _stage("reinforce")
+    ),
     "evaluate": Verb("inbrief evaluate PRESET|FILE|RUN …", "Up to results.json.", _stage("evaluate")),
     "report": Verb("inbrief report PRESET|FILE|RUN …", "Up to the figures and the page.", _stage("report")),
     "explain": Verb(
@@ -133,7 +144,9 @@ VERBS: dict[str, Verb] = {
         "Explain one activation of a text, with the shipped pair or your own.",
         _explain,
     ),
-    "pretrain": Verb("inbrief pretrain storyworld --out DIR [--steps N …]", "Train StoryWorld's target model.", _pretrain),
+    "pretrain": Verb(
+        "inbrief pretrain storyworld --out DIR [--steps N …]", "Train StoryWorld's target model.", _pretrain
+    ),
     "accept": Verb("inbrief accept RUN --out FILE.json", "Measure what StoryWorld's target carries.", _accept),
 }
 
@@ -171,7 +184,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             import difflib
 
             near = difflib.get_close_matches(name, VERBS, n=1)
-            raise InbriefError(f"There is no verb {name!r}." + (f" Did you mean {near[0]!r}?" if near else " `inbrief --help` lists them."))
+            raise InbriefError(
+                f"There is no verb {name!r}."
+                + (f" Did you mean {near[0]!r}?" if near else " `inbrief --help` lists them.")
+            )
         if rest in (["--help"], ["-h"]) and name != "quickstart":
             print(f"usage: {VERBS[name].usage}\n\n{VERBS[name].help}")
             return

@@ -108,6 +108,8 @@ class Warmstart(Section):
     av: Fit = Fit(steps=500, batch=32, lr=2e-3)
     ar: Fit = Fit(steps=400, batch=48, lr=1e-3)
     seed: int = 0
+    micro_tokens: int = Field(default=1024, gt=0)
+    """Tokens per forward pass: rows of like length share one. Large on a GPU; on a CPU small ones waste less padding."""
     gate: Gate = Gate()
 
 
@@ -137,7 +139,7 @@ class Reinforce(Section):
     """A failed answer gets −2 minus the penalty at the cap; under `seed`, −2 minus the penalty of its own length."""
     seeds: list[int] = [0]
     """A seed varies reinforcement only; the warm start is shared."""
-    micro_tokens: int = Field(default=16384, gt=0)
+    micro_tokens: int = Field(default=2048, gt=0)
     """Tokens per forward pass of the losses."""
     checkpoint_every: int = Field(default=10, gt=0)
     no_spread_warning: int = Field(default=5, gt=0)
@@ -215,7 +217,9 @@ def load(target: str | Path) -> Config:
         if str(target) not in presets():
             near = difflib.get_close_matches(str(target), presets(), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InbriefError(f"{target!r} is neither a preset ({', '.join(presets())}) nor a YAML file nor a run folder.{hint}")
+            raise InbriefError(
+                f"{target!r} is neither a preset ({', '.join(presets())}) nor a YAML file nor a run folder.{hint}"
+            )
         path = _preset_dir() / f"{target}.yaml"
     try:
         raw = yaml.safe_load(path.read_text()) or {}
@@ -238,13 +242,19 @@ def _explain(error: Any) -> str:
     loc = [str(part) for part in error["loc"]]
     name = ".".join(loc)
     if error["type"] != "extra_forbidden":
-        return f"{name or 'config'}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})" if name else error["msg"].removeprefix("Value error, ")
+        return (
+            f"{name or 'config'}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+            if name
+            else error["msg"].removeprefix("Value error, ")
+        )
     fields: Any = Config
     for part in loc[:-1]:
         fields = fields.model_fields[part].annotation
     known = list(fields.model_fields)
     near = difflib.get_close_matches(loc[-1], known, n=1)
-    return f"unknown key {name!r}" + (f"; did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else f"; known: {', '.join(known)}")
+    return f"unknown key {name!r}" + (
+        f"; did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else f"; known: {', '.join(known)}"
+    )
 
 
 def dump(config: Config) -> str:

@@ -69,7 +69,9 @@ class DocumentBootstrap:
         names, self.rows = np.unique(np.asarray(documents), return_inverse=True)
         self.n_documents = len(names)
         rng = np.random.default_rng(seed)
-        self.weights = rng.multinomial(self.n_documents, np.full(self.n_documents, 1 / self.n_documents), size=replicates)
+        self.weights = rng.multinomial(
+            self.n_documents, np.full(self.n_documents, 1 / self.n_documents), size=replicates
+        )
 
     def replicates(self, values: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """[replicates] float64: the mean of `values` [n] over the rows of `mask` under each draw."""

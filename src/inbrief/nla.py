@@ -49,7 +49,9 @@ class NLA:
 
     def __init__(self, av: Verbalizer, ar: Reconstructor, target: str | None = None) -> None:
         if av.contract.model_dump(exclude={"fve_baseline"}) != ar.contract.model_dump(exclude={"fve_baseline"}):
-            raise InbriefError("The AV and the AR must share one contract; theirs differ. Load a pair that was trained together.")
+            raise InbriefError(
+                "The AV and the AR must share one contract; theirs differ. Load a pair that was trained together."
+            )
         self.av, self.ar = av, ar
         self.target_path = target or av.contract.base_model
 
@@ -64,8 +66,12 @@ class NLA:
     @cached_property
     def target(self):
         revision = None if Path(checkpoints.resolve(self.target_path)).is_dir() else self.contract.revision
-        if (sha := tokenizer_sha(checkpoints.load_tokenizer(self.target_path, revision))) != self.contract.tokenizer_sha:
-            raise InbriefError(f"The target's tokenizer must be {self.contract.tokenizer_sha}; {self.target_path!r} has {sha}.")
+        if (
+            sha := tokenizer_sha(checkpoints.load_tokenizer(self.target_path, revision))
+        ) != self.contract.tokenizer_sha:
+            raise InbriefError(
+                f"The target's tokenizer must be {self.contract.tokenizer_sha}; {self.target_path!r} has {sha}."
+            )
         return checkpoints.load_target(self.target_path, revision)
 
     def read(self, text: str, positions: Sequence[int]) -> tuple[list[int], Tensor]:
@@ -74,7 +80,9 @@ class NLA:
         if not ids:
             raise InbriefError("The text must hold at least one token; it is empty.")
         if bad := [p for p in positions if not -len(ids) <= p < len(ids)]:
-            raise InbriefError(f"A position must lie in {-len(ids)}..{len(ids) - 1} for this text of {len(ids)} tokens; got {bad[0]}.")
+            raise InbriefError(
+                f"A position must lie in {-len(ids)}..{len(ids) - 1} for this text of {len(ids)} tokens; got {bad[0]}."
+            )
         [(_, hidden)] = activations(self.target, [ids], self.contract.layer)
         return ids, hidden[list(positions)]
 
@@ -140,4 +148,6 @@ def load(folder: str | Path | None = None, target: str | None = None, dtype: str
         inside = sorted(str(p.parent.relative_to(path)) for p in path.glob("runs/*/av"))
         hint = f" It holds runs; name one: {', '.join(inside[:6])}." if inside else ""
         raise InbriefError(f"An NLA is a folder holding av/ and ar/; {path} has no av/.{hint}")
-    return NLA(checkpoints.load_verbalizer(path / "av", dtype), checkpoints.load_reconstructor(path / "ar", dtype), target)
+    return NLA(
+        checkpoints.load_verbalizer(path / "av", dtype), checkpoints.load_reconstructor(path / "ar", dtype), target
+    )

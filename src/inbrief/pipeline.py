@@ -130,11 +130,27 @@ def warmstart_part(config: Config, root: Path, part: str) -> None:
         vectors, explanations = _examples(run, part)
         if part == "av":
             av = Verbalizer(target, tokenizer, contract)
-            fit_verbalizer(av, vectors, explanations, config.warmstart.av, config.warmstart.seed, stage.folder)
+            fit_verbalizer(
+                av,
+                vectors,
+                explanations,
+                config.warmstart.av,
+                config.warmstart.seed,
+                stage.folder,
+                config.warmstart.micro_tokens,
+            )
             checkpoints.save_verbalizer(av, run.warm / "av")
         else:
             ar = checkpoints.new_reconstructor(target, tokenizer, contract)
-            fit_reconstructor(ar, vectors, explanations, config.warmstart.ar, config.warmstart.seed, stage.folder)
+            fit_reconstructor(
+                ar,
+                vectors,
+                explanations,
+                config.warmstart.ar,
+                config.warmstart.seed,
+                stage.folder,
+                config.warmstart.micro_tokens,
+            )
             checkpoints.save_reconstructor(ar, run.warm / "ar")
 
 
@@ -154,7 +170,9 @@ def gate(config: Config, root: Path) -> None:
         ar = checkpoints.load_reconstructor(run.warm / "ar", config.model.dtype)
         report = measure_gate(av, ar, harvested.vectors(rows), config.reinforce.cap, config.warmstart.seed)
         write_json(stage.folder / "gate.json", {"schema": SCHEMA, **report.record()})
-        say(f"gate: FVE {report.fve:.3f} (shuffled {report.fve_shuffled:.3f}), {report.tokens:.1f} tokens, length sd {report.length_sd:.1f}")
+        say(
+            f"gate: FVE {report.fve:.3f} (shuffled {report.fve_shuffled:.3f}), {report.tokens:.1f} tokens, length sd {report.length_sd:.1f}"
+        )
         report.require(settings)
 
 
@@ -259,7 +277,14 @@ _RUN: dict[str, Callable[[Run, int], None]] = dict(
 
 def _status(run: Run, stage: str, state: str, seconds: dict[str, float]) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = {"schema": SCHEMA, "stage": stage, "state": state, "pid": os.getpid(), "updated": stamp, "version": __version__}
+    record = {
+        "schema": SCHEMA,
+        "stage": stage,
+        "state": state,
+        "pid": os.getpid(),
+        "updated": stamp,
+        "version": __version__,
+    }
     write_json(run.root / "STATUS.json", {**record, "seconds": seconds})
 
 

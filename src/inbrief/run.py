@@ -96,7 +96,11 @@ class Run:
             case "reinforce", RunName():
                 return Stage(self.folder(run), name, trained)
             case "evaluate", RunName():
-                return Stage(self.folder(run) / "evaluation", name, identity(trained, c.evaluate.model_dump(exclude={"bootstrap"})))
+                return Stage(
+                    self.folder(run) / "evaluation",
+                    name,
+                    identity(trained, c.evaluate.model_dump(exclude={"bootstrap"})),
+                )
             case "evaluate", None:
                 warm = identity(warm_av, warm_ar, c.evaluate.model_dump(exclude={"bootstrap"}))
                 return Stage(self.warm / "evaluation", name, warm)

@@ -63,7 +63,9 @@ class Contract(BaseModel):
         return f"layer {self.layer} (resid_post.{self.layer}, blocks.{self.layer}.hook_resid_post)"
 
     def save(self, folder: Path) -> None:
-        (folder / FILE).write_text(yaml.safe_dump({"kind": "inbrief", **self.model_dump()}, allow_unicode=True, sort_keys=False))
+        (folder / FILE).write_text(
+            yaml.safe_dump({"kind": "inbrief", **self.model_dump()}, allow_unicode=True, sort_keys=False)
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Contract:
@@ -92,7 +94,11 @@ def prompt_ids(tokenizer, user_message: str, enable_thinking: bool | None) -> li
     extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     # Tokenized in one go (never template -> string -> encode, which doubles a BOS); a dict since transformers 5.
     ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": user_message}], add_generation_prompt=True, tokenize=True, return_dict=True, **extra
+        [{"role": "user", "content": user_message}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        **extra,
     )["input_ids"]
     return list(ids)
 
@@ -109,7 +115,9 @@ def av_prompt(contract: Contract, tokenizer) -> tuple[list[int], int]:
         )
     column = columns[0]
     if not 0 < column < len(ids) - 1:
-        raise InbriefError("The marker must not stand at an edge of the AV's prompt: give it a neighbour on both sides.")
+        raise InbriefError(
+            "The marker must not stand at an edge of the AV's prompt: give it a neighbour on both sides."
+        )
     if (ids[column - 1], ids[column + 1]) != (contract.left_id, contract.right_id):
         raise InbriefError(
             f"The marker's neighbours must be {contract.left_id} and {contract.right_id}; found {ids[column - 1]} and "
@@ -132,12 +140,18 @@ def check_marker(tokenizer, marker: str) -> int:
 def verify(contract: Contract, tokenizer) -> None:
     """Check the contract against the live tokenizer before anything is computed. Raises InbriefError."""
     if contract.schema_version > SCHEMA:
-        raise InbriefError(f"The contract has schema {contract.schema_version}; this version reads up to {SCHEMA}. Update inbrief.")
+        raise InbriefError(
+            f"The contract has schema {contract.schema_version}; this version reads up to {SCHEMA}. Update inbrief."
+        )
     if (found := check_marker(tokenizer, contract.marker)) != contract.marker_id:
-        raise InbriefError(f"The marker {contract.marker!r} must have id {contract.marker_id}; this tokenizer says {found}.")
+        raise InbriefError(
+            f"The marker {contract.marker!r} must have id {contract.marker_id}; this tokenizer says {found}."
+        )
     av_prompt(contract, tokenizer)
     if (sha := tokenizer_sha(tokenizer)) != contract.tokenizer_sha:
-        raise InbriefError(f"The tokenizer must be {contract.tokenizer_sha}; found {sha}. Use the one saved with the NLA.")
+        raise InbriefError(
+            f"The tokenizer must be {contract.tokenizer_sha}; found {sha}. Use the one saved with the NLA."
+        )
     if contract.ar_template.count("{explanation}") != 1:
         raise InbriefError("The AR template must hold {explanation} exactly once.")
     if "{budget}" in contract.av_template or (contract.budget_template and "{budget}" not in contract.budget_template):

@@ -65,7 +65,10 @@ def read_answers(rows: Sequence[Sequence[int]], tokenizer, stop_ids: Iterable[in
         [ids[:-1] if finish == "stop" else ids for ids, finish in trimmed], skip_special_tokens=True
     )
     found = [extract(text) if finish == "stop" else None for text, (_, finish) in zip(texts, trimmed, strict=True)]
-    bare = [e if e is not None else t.replace(OPEN, "").replace(CLOSE, "").strip() for e, t in zip(found, texts, strict=True)]
+    bare = [
+        e if e is not None else t.replace(OPEN, "").replace(CLOSE, "").strip()
+        for e, t in zip(found, texts, strict=True)
+    ]
     counts = [len(ids) for ids in tokenizer(bare, add_special_tokens=False)["input_ids"]] if bare else []
     return [
         Answer(ids, text, explanation, len(ids), count, finish)

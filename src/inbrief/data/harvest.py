@@ -146,7 +146,11 @@ def check_disjoint(harvested: store.Store) -> None:
         documents_of[split].add(doc)
     for i, a in enumerate(SPLITS):
         if not documents_of[a]:
-            raise InbriefError(f"Every split needs documents; {a!r} got none of {len(harvested)} activations. Raise data.documents.")
+            raise InbriefError(
+                f"Every split needs documents; {a!r} got none of {len(harvested)} activations. Raise data.documents."
+            )
         for b in SPLITS[i + 1 :]:
             if both := documents_of[a] & documents_of[b]:
-                raise InbriefError(f"No document may stand in two splits; {a!r} and {b!r} share {len(both)}, e.g. {min(both)}.")
+                raise InbriefError(
+                    f"No document may stand in two splits; {a!r} and {b!r} share {len(both)}, e.g. {min(both)}."
+                )

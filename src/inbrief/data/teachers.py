@@ -33,7 +33,9 @@ def rules(text: str, rng: random.Random) -> str:
         parts.append(("About: " if terse else "It is mostly about ") + ", ".join(salient) + ".")
     if names:
         parts.append(("Names: " if terse else "It names ") + ", ".join(names) + ".")
-    parts.append(f'Ends: "{tail}".' if terse else f'The last words are "{tail}", and the next ones should go on from there.')
+    parts.append(
+        f'Ends: "{tail}".' if terse else f'The last words are "{tail}", and the next ones should go on from there.'
+    )
     rate = rng.choice(retelling.DROP_RATES)
     return "\n".join(p for p in parts if rng.random() >= rate) or parts[-1]
 

@@ -33,7 +33,9 @@ def run_jobs(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], workers
     for slot in range(workers):
         slots.put(slot)
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(slots, os.getpid())) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=(slots, os.getpid())
+        ) as pool:
             futures = [pool.submit(job, *args) for job, args in jobs]
             done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
             for future in waiting:
@@ -42,7 +44,9 @@ def run_jobs(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], workers
                 future.result()
             return [future.result() for future in futures]
     except BrokenProcessPool:
-        raise InbriefError("A worker process died (killed, or out of memory). Run the same command again: it resumes. --workers 1 needs less memory.") from None
+        raise InbriefError(
+            "A worker process died (killed, or out of memory). Run the same command again: it resumes. --workers 1 needs less memory."
+        ) from None
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)

@@ -41,7 +41,9 @@ class Progress:
         elif time.monotonic() - self.last_line >= PLAIN_EVERY_S:
             self.last_line = time.monotonic()
             left = (self.last_line - self.began) / max(1, self.done - self.first) * (self.total - self.done)
-            print(f"{self.label}: {self.done}/{self.total}, {clock(left)} left  {self.note}", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {self.done}/{self.total}, {clock(left)} left  {self.note}", file=sys.stderr, flush=True
+            )
 
     def close(self) -> None:
         if self.bar is not None:

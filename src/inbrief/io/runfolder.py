@@ -74,7 +74,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise InbriefError(f"{path} must exist; it does not. Run the stage that writes it, or check the path.") from None
+        raise InbriefError(
+            f"{path} must exist; it does not. Run the stage that writes it, or check the path."
+        ) from None
     except json.JSONDecodeError as e:
         raise InbriefError(f"{path} must be JSON; it is not ({e}). Delete it and run its stage again.") from None
 
@@ -122,5 +124,6 @@ class Stage:
     def _write(self, **values: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(
-            self.folder / STAGE_FILE, {"schema": SCHEMA, "stage": self.name, "identity": self.identity, "at": stamp, **values}
+            self.folder / STAGE_FILE,
+            {"schema": SCHEMA, "stage": self.name, "identity": self.identity, "at": stamp, **values},
         )

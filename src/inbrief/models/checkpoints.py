@@ -38,7 +38,9 @@ def resolve(path: str) -> str:
     if Path(path).expanduser().is_dir():
         return str(Path(path).expanduser())
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InbriefError(f"model.path must be 'storyworld', a local folder or a Hub id OWNER/NAME; {path!r} is none of them.")
+        raise InbriefError(
+            f"model.path must be 'storyworld', a local folder or a Hub id OWNER/NAME; {path!r} is none of them."
+        )
     return path
 
 
@@ -80,7 +82,9 @@ def save_verbalizer(av: Verbalizer, folder: Path, dtype: torch.dtype | None = No
 def load_verbalizer(folder: Path, dtype: str = "float32") -> Verbalizer:
     contract, tokenizer, config = _open(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    _load_state(model, _read(folder / WEIGHTS), allowed_missing={"lm_head.weight"} if config.tie_word_embeddings else set())
+    _load_state(
+        model, _read(folder / WEIGHTS), allowed_missing={"lm_head.weight"} if config.tie_word_embeddings else set()
+    )
     model.tie_weights()
     return Verbalizer(model.eval(), tokenizer, contract).eval()
 
@@ -144,11 +148,15 @@ def _open(folder: Path):
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise InbriefError(f"{path} must exist beside {FILE}; it does not. The checkpoint is incomplete: save or download it again.")
+        raise InbriefError(
+            f"{path} must exist beside {FILE}; it does not. The checkpoint is incomplete: save or download it again."
+        )
     try:
         return load_file(path)
     except SafetensorError as e:
-        raise InbriefError(f"{path} must be a whole safetensors file; reading failed ({e}). It may be cut short: copy it again.") from None
+        raise InbriefError(
+            f"{path} must be a whole safetensors file; reading failed ({e}). It may be cut short: copy it again."
+        ) from None
 
 
 def _load_state(module: nn.Module, state: dict[str, torch.Tensor], allowed_missing: set[str]) -> None:

@@ -19,7 +19,9 @@ def check_vectors(vectors: Tensor, d_model: int) -> None:
         raise InbriefError(f"Activations must be [n, {d_model}] for this NLA; found {list(vectors.shape)}.")
     if not bool(torch.isfinite(vectors).all()):
         bad = int((~torch.isfinite(vectors).all(1)).sum())
-        raise InbriefError(f"Activations must be finite; {bad} of {len(vectors)} hold NaN or infinity. Drop those rows.")
+        raise InbriefError(
+            f"Activations must be finite; {bad} of {len(vectors)} hold NaN or infinity. Drop those rows."
+        )
     if bool((vectors == 0).all(1).any()):
         raise InbriefError("Activations must not be zero: a zero vector has no direction to explain. Drop those rows.")
 
@@ -57,9 +59,13 @@ def injected(model, injection: Injection, vectors: Tensor, column: int, marker_i
         fired += 1
         ids = args[0]
         if ids.shape[0] != len(vectors):
-            raise InbriefError(f"Each row must receive one vector; the pass has {ids.shape[0]} rows for {len(vectors)} vectors.")
+            raise InbriefError(
+                f"Each row must receive one vector; the pass has {ids.shape[0]} rows for {len(vectors)} vectors."
+            )
         if fired > 1:
-            raise InbriefError("One armed injection serves one forward pass; a second pass ran. Leave the context first.")
+            raise InbriefError(
+                "One armed injection serves one forward pass; a second pass ran. Leave the context first."
+            )
         if not bool((ids[:, column] == marker_id).all()):
             raise InbriefError(f"Every row must hold the marker (id {marker_id}) in column {column}; some do not.")
         if injection.method == "embed_overwrite":
@@ -79,7 +85,9 @@ def injected(model, injection: Injection, vectors: Tensor, column: int, marker_i
     try:
         yield
         if fired == 0:
-            raise InbriefError("An injection was armed but no forward pass ran inside it: the vector would have been lost.")
+            raise InbriefError(
+                "An injection was armed but no forward pass ran inside it: the vector would have been lost."
+            )
     finally:
         for handle in handles:
             handle.remove()

@@ -33,7 +33,9 @@ class Reconstructor(nn.Module):
         texts = [ar_prompt(self.contract, e) for e in explanations]
         rows = self.tokenizer(texts, add_special_tokens=self.contract.ar_special_tokens)["input_ids"] if texts else []
         if (longest := max(map(len, rows), default=0)) > self.MAX_TOKENS:
-            raise InbriefError(f"An AR prompt must not exceed {self.MAX_TOKENS} tokens; one has {longest}. Shorten the explanation.")
+            raise InbriefError(
+                f"An AR prompt must not exceed {self.MAX_TOKENS} tokens; one has {longest}. Shorten the explanation."
+            )
         return rows
 
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -73,7 +73,9 @@ def _buffered(cache: DynamicCache, group: int, room: int) -> DynamicCache:
 
 
 @torch.inference_mode()
-def sample(av: Verbalizer, vectors: Tensor, group: int, seed: int, cap: int | None = None, max_rows: int = 512) -> Samples:
+def sample(
+    av: Verbalizer, vectors: Tensor, group: int, seed: int, cap: int | None = None, max_rows: int = 512
+) -> Samples:
     """Draw `group` answers for each raw activation of vectors [n, d].
 
     `seed` decides everything: the same vectors, weights and seed give the same text. `cap` defaults to the contract's.

@@ -45,7 +45,9 @@ class Verbalizer(nn.Module):
         ids = torch.cat([suffix, answers.to(self.device)], dim=1)
         cache = cache if cache is not None else self.prefix_cache(len(vectors))
         with injected(self.model, self.contract.injection, vectors.to(self.device), 0, self.contract.marker_id):
-            return architectures.decoder(self.model)(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+            return architectures.decoder(self.model)(
+                input_ids=ids, past_key_values=cache, use_cache=True
+            ).last_hidden_state
 
     def logprobs(self, vectors: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
         """log p of every answer token, [n, longest answer] float32, zero beyond each answer's end; differentiable.
@@ -63,4 +65,7 @@ class Verbalizer(nn.Module):
 
     def answer_ids(self, text: str) -> list[int]:
         """The ids of a complete answer carrying `text`, stop token included: what warm start trains on."""
-        return [*self.tokenizer(explanation.wrap(text), add_special_tokens=False)["input_ids"], self.contract.stop_ids[0]]
+        return [
+            *self.tokenizer(explanation.wrap(text), add_special_tokens=False)["input_ids"],
+            self.contract.stop_ids[0],
+        ]

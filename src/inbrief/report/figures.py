@@ -34,10 +34,19 @@ def tradeoff(results: dict[str, Any], folder: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.0, 3.9), layout="constrained")
         axes.axhline(0, color=QUIET, lw=0.7, ls=(0, (2, 3)))
-        axes.plot([p["tokens"]["mean"] for p in points], [p["fve"]["mean"] for p in points], color=ACCENT, lw=1.1, alpha=0.55, zorder=1)
+        axes.plot(
+            [p["tokens"]["mean"] for p in points],
+            [p["fve"]["mean"] for p in points],
+            color=ACCENT,
+            lw=1.1,
+            alpha=0.55,
+            zorder=1,
+        )
         for row in results["runs"]:
             if row["scorer"] == "own" and any(len(p["seeds"]) > 1 for p in points):
-                axes.plot(row["tokens"]["mean"], row["fve"]["mean"], "o", ms=2.6, color=ACCENT, alpha=0.35, mew=0, zorder=1)
+                axes.plot(
+                    row["tokens"]["mean"], row["fve"]["mean"], "o", ms=2.6, color=ACCENT, alpha=0.35, mew=0, zorder=1
+                )
         for p in points:
             _mark(axes, p, ACCENT, "o", 5.5)
         _mark(axes, warm, INK, "*", 11)
@@ -48,9 +57,14 @@ def tradeoff(results: dict[str, Any], folder: Path) -> None:
         axes.set_ylabel("FVE, failures included")
         seeds = max(len(p["seeds"]) for p in points)
         over = f"{seeds} seeds and documents" if seeds > 1 else "documents (one seed: this run only)"
-        axes.set_title(f"n = {warm['n']} held-out activations; bars: 95 % over {over}", fontsize=8, color="#666666", loc="left")
+        axes.set_title(
+            f"n = {warm['n']} held-out activations; bars: 95 % over {over}", fontsize=8, color="#666666", loc="left"
+        )
         for suffix in ("png", "svg"):
-            figure.savefig(folder / f"tradeoff.{suffix}", dpi=200, metadata={"Date": None} if suffix == "svg" else None)
+            vector = suffix == "svg"
+            figure.savefig(
+                folder / f"tradeoff.{suffix}", dpi=200, transparent=vector, metadata={"Date": None} if vector else None
+            )
         plt.close(figure)
 
 
@@ -79,7 +93,14 @@ def _label(axes, marks: list[tuple[str, dict[str, Any], str]]) -> None:
     taken: list[Any] = []
     for (text, p, colour), (x, y) in zip(marks, where, strict=True):
         best = None
-        for dx, dy, ha in ((8, 7, "left"), (8, -14, "left"), (-8, 7, "right"), (-8, -14, "right"), (0, 12, "center"), (0, -19, "center")):
+        for dx, dy, ha in (
+            (8, 7, "left"),
+            (8, -14, "left"),
+            (-8, 7, "right"),
+            (-8, -14, "right"),
+            (0, 12, "center"),
+            (0, -19, "center"),
+        ):
             half = {"left": 0.0, "right": -1.0, "center": -0.5}[ha]
             width, height = 14.0 * len(text) * 0.95, 24.0
             x0, y0 = x + dx * 2.2 + half * width, y + dy * 2.2
@@ -90,5 +111,11 @@ def _label(axes, marks: list[tuple[str, dict[str, Any], str]]) -> None:
         assert best is not None
         taken.append(best[4:])
         axes.annotate(
-            text, (p["tokens"]["mean"], p["fve"]["mean"]), (best[1], best[2]), textcoords="offset points", ha=best[3], color=colour, fontsize=8.5
+            text,
+            (p["tokens"]["mean"], p["fve"]["mean"]),
+            (best[1], best[2]),
+            textcoords="offset points",
+            ha=best[3],
+            color=colour,
+            fontsize=8.5,
         )

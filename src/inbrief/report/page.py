@@ -7,11 +7,13 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from inbrief.data.store import read_table
 from inbrief.io.runfolder import atomic_path, read_json
+from inbrief.metrics import Interval
 from inbrief.models import checkpoints
 from inbrief.report import figures
 from inbrief.report.terminal import number
@@ -34,7 +36,9 @@ CONTROL_NAMES = {
 def write(run: Run) -> None:
     """Draw the figures and write the page under report/, replacing what was there."""
     results = read_json(run.root / "results.json")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     source = resources.files("inbrief.report").joinpath("page.html").read_text()
     with atomic_path(run.root / "report") as folder:
         folder.mkdir()
@@ -42,7 +46,7 @@ def write(run: Run) -> None:
         svg = (folder / "tradeoff.svg").read_text()
         page = environment.from_string(source).render(
             title=run.root.name,
-            figure=jinja2.utils.markupsafe.Markup(svg[svg.index("<svg") :]),  # drawn from numbers alone
+            figure=Markup(svg[svg.index("<svg") :]),  # drawn from numbers alone
             results=results,
             points=[p for p in results["frontier"] if p["scorer"] == "own"],
             strict={p["lambda"]: p for p in results["frontier"] if p["scorer"] == "warm_start"},
@@ -50,7 +54,7 @@ def write(run: Run) -> None:
             headline=headline(results),
             examples=examples(run),
             ramp=[tint(x) for x in np.linspace(0, 1, 9)],
-            number=number,
+            spread=spread,
             contract=checkpoints.Contract.load(run.data),
         )
         (folder / "report.html").write_text(page)
@@ -77,8 +81,24 @@ def headline(results: dict[str, Any]) -> str:
             f"{mild['tokens_saved']['mean']:.0%} fewer tokens ({scope})."
         )
     last = points[-1]
-    fate = "below" if last["delta_fve_warm"]["high"] < 0 else "above" if last["delta_fve_warm"]["low"] > 0 else "level with"
+    fate = (
+        "below"
+        if last["delta_fve_warm"]["high"] < 0
+        else "above"
+        if last["delta_fve_warm"]["low"] > 0
+        else "level with"
+    )
     return f"{first} At λ = {last['lambda']:g}, {last['tokens']['mean']:.0f} tokens remain and FVE is {fate} the warm start."
+
+
+def spread(ci: Interval | None, sign: bool = False) -> Markup:
+    """A mean with its interval in small figures."""
+    if ci is None:
+        return Markup("–")
+    f = "+.3f" if sign else ".3f"
+    return Markup("{} <small>{} to {}</small>").format(
+        *(f"{ci[k]:{f}}".replace("-", "−") for k in ("mean", "low", "high"))
+    )
 
 
 def tint(fve: float) -> str:
@@ -92,7 +112,11 @@ def examples(run: Run) -> list[dict[str, Any]]:
     if not c.report.examples:
         return []
     tables = [("warm start", samples_path(run, None))]
-    tables += [(f"λ = {n.value:g}", samples_path(run, n)) for n in run.runs() if n.value is not None and n.seed == c.reinforce.seeds[0]]
+    tables += [
+        (f"λ = {n.value:g}", samples_path(run, n))
+        for n in run.runs()
+        if n.value is not None and n.seed == c.reinforce.seeds[0]
+    ]
     columns = [
         (label, [r for r in read_table(path) if r["scorer"] == "own" and r["sample"] == 0]) for label, path in tables
     ]
@@ -126,5 +150,3 @@ def _said(label: str, row: dict[str, Any]) -> dict[str, Any]:
     fve: float = row["fve"]
     width = round(100 * float(np.clip(fve, 0, 1)), 1)
     return {**row, "label": label, "width": width, "tint": tint(fve), "failed": not row["extracted"]}
-
-

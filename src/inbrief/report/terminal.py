@@ -35,7 +35,12 @@ def summary(root: Path) -> str:
             saved = f"{p['tokens_saved']['mean']:.0%}" if p["tokens_saved"] else ""
             delta = number(p["delta_fve"], sign=True) + (" no loss" if p["no_loss"] else "") if p["delta_fve"] else ""
             table.add_row(
-                f"λ={p['lambda']:g}", number(p["tokens"], 1), saved, number(p["fve"]), delta, number(p["delta_fve_warm"], sign=True)
+                f"λ={p['lambda']:g}",
+                number(p["tokens"], 1),
+                saved,
+                number(p["fve"]),
+                delta,
+                number(p["delta_fve_warm"], sign=True),
             )
     console = Console(width=118)
     with console.capture() as captured:

@@ -122,7 +122,7 @@ def retell(text: str, rng: random.Random) -> str:
         _sentence(pick(family).format(who=p, where=p, what=p, happened=p, friend=p)) for family, p in _phrases(told)
     ]
     words = re.findall(r"\S+", text)
-    quote = " ".join(words[-rng.choice((2, 3, 3, 4)) :])
+    quote = " ".join(words[-rng.choice((1, 1, 2, 2, 3)) :])
     last = [_sentence(pick(_LAST).format(quote=quote))]
     missing = [name for slot, name in _MISSING.items() if slot not in told]
     upcoming = [_sentence(pick(_NEXT).format(missing=rng.choice(missing)))] if missing else []

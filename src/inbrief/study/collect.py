@@ -91,7 +91,9 @@ def collect(run: Run) -> dict[str, Any]:
         control = next((s for n, s in loaded.items() if n.value == 0 and n.seed == name.seed), None)
         for scorer in ("own", WARM):
             penalty = {"kind": name.kind, "value": name.value, **unit}
-            entry = row(samples, scorer, penalty=penalty, **{"lambda": name.value}, seed=name.seed, steps=c.reinforce.steps)
+            entry = row(
+                samples, scorer, penalty=penalty, **{"lambda": name.value}, seed=name.seed, steps=c.reinforce.steps
+            )
             if control is not None and name.value != 0:
                 entry["delta_fve"] = paired_delta(samples, control, scorer, held.base.value, bootstrap, per)
             entry["delta_fve_warm"] = _against_warm(samples, warm, scorer, held, bootstrap, per)
@@ -99,7 +101,9 @@ def collect(run: Run) -> dict[str, Any]:
     results = {"schema": SCHEMA, "baseline": held.base.value, "warm_start": warm_row, "runs": rows, "controls": found}
     trained = {(n.value, n.seed): samples for n, samples in loaded.items() if n.value is not None}
     results["frontier"] = [
-        point for scorer in ("own", WARM) for point in frontier.points(trained, warm, scorer, held.base.value, bootstrap, per)
+        point
+        for scorer in ("own", WARM)
+        for point in frontier.points(trained, warm, scorer, held.base.value, bootstrap, per)
     ]
     results |= {"baseline_normalised_mean": held.base.normalised_mean, "layer": c.model.layer, "version": __version__}
     write_json(run.root / "results.json", results)
@@ -116,12 +120,14 @@ def commit() -> str | None:
     """The code's commit where it runs from a checkout, with `+` for uncommitted changes; None in an installed package."""
     here = Path(__file__).parent
     try:
-        sha = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+        sha = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
+        )
         if sha.returncode:
             return None
-        dirty = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=5)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return sha.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-

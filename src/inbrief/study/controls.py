@@ -38,7 +38,12 @@ def shuffled_within(keys: list[int], seed: int) -> np.ndarray:
 
 
 def text_controls(
-    ar: Reconstructor, held: Heldout, explanations: list[str | None], teacher: list[str], bootstrap: DocumentBootstrap, seed: int = 0
+    ar: Reconstructor,
+    held: Heldout,
+    explanations: list[str | None],
+    teacher: list[str],
+    bootstrap: DocumentBootstrap,
+    seed: int = 0,
 ) -> dict[str, Interval | None]:
     """FVE of the mean, of the teacher's text and of other activations' explanations, all under the same AR."""
     n, base = len(held.rows), held.base
@@ -62,7 +67,9 @@ def mean_vector_errors(vectors: Tensor, base: Baseline) -> np.ndarray:
     return ((direction(vectors.double()) - base.mean.double()) ** 2).mean(1).numpy()
 
 
-def ridge(train_ids: list[list[int]], train: Tensor, test_ids: list[list[int]], test: Tensor, last: int, alpha: float = 1.0) -> np.ndarray:
+def ridge(
+    train_ids: list[list[int]], train: Tensor, test_ids: list[list[int]], test: Tensor, last: int, alpha: float = 1.0
+) -> np.ndarray:
     """mse [n test] of a ridge regression from the ids of the `last` tokens (one-hot per place) to the direction.
 
     The prediction is not normalised. At each place the 1,000 commonest ids have a column of their own; others share none.

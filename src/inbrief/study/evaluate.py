@@ -54,7 +54,9 @@ def heldout(store: Store, n: int) -> Heldout:
     """The first n held-out activations in corpus order. Raises InbriefError when there are fewer."""
     rows = store.rows("heldout")
     if len(rows) < n:
-        raise InbriefError(f"evaluate.activations asks for {n} held-out activations; the split holds {len(rows)}. Raise data.documents.")
+        raise InbriefError(
+            f"evaluate.activations asks for {n} held-out activations; the split holds {len(rows)}. Raise data.documents."
+        )
     rows = rows[:n]
     vectors = store.vectors(rows)
     take = store.index.take(pa.array(rows))
@@ -80,7 +82,14 @@ def errors(ar: Reconstructor, vectors: Tensor, explanations: list[str | None]) -
 
 
 def sample_rows(
-    av: Verbalizer, scorers: dict[str, Reconstructor], held: Heldout, run: str, seed: int, samples: int, cap: int, draw_seed: int
+    av: Verbalizer,
+    scorers: dict[str, Reconstructor],
+    held: Heldout,
+    run: str,
+    seed: int,
+    samples: int,
+    cap: int,
+    draw_seed: int,
 ) -> list[dict[str, Any]]:
     """One row per activation, sample and scorer, in SAMPLES. A failed answer keeps its raw text as explanation."""
     drawn = sample(av, held.vectors, samples, draw_seed, cap)
@@ -112,7 +121,12 @@ def sample_rows(
 
 
 def result_row(
-    samples: list[dict[str, Any]], scorer: str, held: Heldout, bootstrap: DocumentBootstrap, samples_per: int, **head: Any
+    samples: list[dict[str, Any]],
+    scorer: str,
+    held: Heldout,
+    bootstrap: DocumentBootstrap,
+    samples_per: int,
+    **head: Any,
 ) -> dict[str, Any]:
     """One ROW of results.json from the samples of one scorer; `delta_*` are filled in by `add_deltas`."""
     rows = [r for r in samples if r["scorer"] == scorer]
@@ -152,7 +166,12 @@ def per_activation(rows: list[dict[str, Any]], samples_per: int) -> dict[str, np
 
 
 def paired_delta(
-    samples: list[dict[str, Any]], other: list[dict[str, Any]], scorer: str, base: float, bootstrap: DocumentBootstrap, samples_per: int
+    samples: list[dict[str, Any]],
+    other: list[dict[str, Any]],
+    scorer: str,
+    base: float,
+    bootstrap: DocumentBootstrap,
+    samples_per: int,
 ):
     """Interval of mean fve(samples) − fve(other) over the same activations."""
     mine = per_activation([r for r in samples if r["scorer"] == scorer], samples_per)["mse"]

@@ -63,7 +63,8 @@ def points(
         if value and len(control) == len(mine):
             delta = interval([(c["mse"] - m["mse"]) / base for m, c in zip(mine, control, strict=True)])
             ratios = [
-                1 - bootstrap.replicates(m["tokens"]) / bootstrap.replicates(c["tokens"]) for m, c in zip(mine, control, strict=True)
+                1 - bootstrap.replicates(m["tokens"]) / bootstrap.replicates(c["tokens"])
+                for m, c in zip(mine, control, strict=True)
             ]
             means = [1 - m["tokens"].mean() / c["tokens"].mean() for m, c in zip(mine, control, strict=True)]
             point |= {"delta_fve": delta, "tokens_saved": pooled(ratios, means), "no_loss": delta["low"] >= NO_LOSS}

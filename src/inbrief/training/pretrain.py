@@ -49,9 +49,7 @@ def telling(seed: int, index: int) -> str:
     words = text.split(" ")
     prefix = " ".join(words[: rng.randint(8, len(words))])
     retold = retelling.retell(prefix, rng)
-    return (
-        f"<|im_start|>user\n{prefix}<|im_end|>\n<|im_start|>assistant\n<explanation>\n{retold}\n</explanation><|im_end|>"
-    )
+    return f"<|im_start|>user\n{prefix}<|im_end|>\n<|im_start|>assistant\n<explanation>\n{retold}\n</explanation><|im_end|>"
 
 
 def storyworld_tokenizer(seed: int = 0, stories: int = 6000) -> PreTrainedTokenizerFast:
@@ -118,7 +116,7 @@ class Pretrain:
     batch: int = 48
     """Sequences per step: three quarters stories, one quarter tellings."""
     lr: float = 3e-3
-    planting: float = 2.0
+    planting: float = 1.0
     """Weight of the planting loss; 0 trains the plain target."""
     corpus_seed: int = 1000
     """Never that of the corpus explained later (data.seed)."""

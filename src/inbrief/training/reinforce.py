@@ -145,7 +145,9 @@ class Reinforcer:
             width = logp.shape[1]
             old, w = drawn.logprobs[micro, :width].to(logp), weights[micro, :width].to(logp)
             divergence = (objective.kl(logp, reference, s.kl) * w).sum()
-            loss = objective.policy_loss(logp, old, advantage[micro].to(logp), w, s.clip_ratio) + s.kl_weight * divergence
+            loss = (
+                objective.policy_loss(logp, old, advantage[micro].to(logp), w, s.clip_ratio) + s.kl_weight * divergence
+            )
             loss.backward()
             kl_sum += float(divergence.detach())
             gap_sum += float((logp.detach() - old).abs().sum())

@@ -17,7 +17,9 @@ from inbrief.io.runfolder import atomic_path, read_json, recover, write_json
 SCHEMA = 1
 
 
-def save(folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], **extra) -> None:
+def save(
+    folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], **extra
+) -> None:
     """`step` steps are done. Atomic: a kill leaves the state before."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -40,7 +42,9 @@ def load(folder: Path, modules: dict[str, nn.Module], optimizers: dict[str, torc
     for name, module in modules.items():
         path = folder / f"{name}.safetensors"
         if not path.is_file():
-            raise InbriefError(f"A resumed run needs the state of its {name}; {path} is missing. Restore it or start over in another folder.")
+            raise InbriefError(
+                f"A resumed run needs the state of its {name}; {path} is missing. Restore it or start over in another folder."
+            )
         state = load_file(path)
         if state.keys() != trained(module).keys():
             raise InbriefError(f"{path} must hold exactly the trained tensors of the {name}; it holds others.")

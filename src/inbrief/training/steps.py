@@ -11,7 +11,9 @@ from torch import nn
 
 def adamw(module: nn.Module, lr: float) -> torch.optim.AdamW:
     """AdamW without weight decay, β 0.9/0.95, over the parameters that train."""
-    return torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.95), weight_decay=0.0
+    )
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:

@@ -24,11 +24,12 @@ from inbrief.models.verbalizer import Verbalizer
 from inbrief.training import resume
 from inbrief.training.steps import adamw, batch_rows, cosine, guarded_step
 
-MICRO_TOKENS = 16384
 CHECKPOINT_EVERY = 100
 
 
-def fit_verbalizer(av: Verbalizer, vectors: Tensor, explanations: Sequence[str], fit: Fit, seed: int, folder: Path) -> None:
+def fit_verbalizer(
+    av: Verbalizer, vectors: Tensor, explanations: Sequence[str], fit: Fit, seed: int, folder: Path, micro_tokens: int
+) -> None:
     """Cross-entropy of the teacher's answer with the vector injected: vectors [n, d] raw, mean over the batch's tokens."""
     answers = [av.answer_ids(e) for e in explanations]
 
@@ -36,7 +37,7 @@ def fit_verbalizer(av: Verbalizer, vectors: Tensor, explanations: Sequence[str],
         batch = [answers[i] for i in rows]
         total = sum(map(len, batch))
         loss_sum = 0.0
-        for micro in length_batches([len(a) + len(av.suffix) for a in batch], MICRO_TOKENS):
+        for micro in length_batches([len(a) + len(av.suffix) for a in batch], micro_tokens):
             loss = -av.logprobs(vectors[rows[micro]], [batch[i] for i in micro]).sum() / total
             loss.backward()
             loss_sum += loss.item()
@@ -45,15 +46,19 @@ def fit_verbalizer(av: Verbalizer, vectors: Tensor, explanations: Sequence[str],
     _fit(av, backward, len(answers), fit, seed, folder, "warm start AV")
 
 
-def fit_reconstructor(ar: Reconstructor, vectors: Tensor, explanations: Sequence[str], fit: Fit, seed: int, folder: Path) -> None:
+def fit_reconstructor(
+    ar: Reconstructor, vectors: Tensor, explanations: Sequence[str], fit: Fit, seed: int, folder: Path, micro_tokens: int
+) -> None:
     """Mean squared error of directions at the last token of the filled template: vectors [n, d] raw."""
     prompts = ar.prompts(explanations)
 
     def backward(rows: np.ndarray) -> float:
         batch = [prompts[i] for i in rows]
         loss_sum = 0.0
-        for micro in length_batches([len(p) for p in batch], MICRO_TOKENS):
-            loss = direction_mse(ar([batch[i] for i in micro]), vectors[rows[micro]].to(ar.head.weight.device)).sum() / len(batch)
+        for micro in length_batches([len(p) for p in batch], micro_tokens):
+            loss = direction_mse(
+                ar([batch[i] for i in micro]), vectors[rows[micro]].to(ar.head.weight.device)
+            ).sum() / len(batch)
             loss.backward()
             loss_sum += loss.item()
         return loss_sum
@@ -61,7 +66,9 @@ def fit_reconstructor(ar: Reconstructor, vectors: Tensor, explanations: Sequence
     _fit(ar, backward, len(prompts), fit, seed, folder, "warm start AR")
 
 
-def _fit(module: nn.Module, backward: Callable[[np.ndarray], float], n: int, fit: Fit, seed: int, folder: Path, label: str) -> None:
+def _fit(
+    module: nn.Module, backward: Callable[[np.ndarray], float], n: int, fit: Fit, seed: int, folder: Path, label: str
+) -> None:
     """The loop: `backward(rows)` accumulates gradients and returns the loss. Resumes from folder/state."""
     if n == 0:
         raise InbriefError(f"The {label} needs examples; its split holds none. Raise data.documents.")
@@ -101,7 +108,9 @@ class GateReport:
         if self.fve < gate.min_fve:
             out.append(f"FVE {self.fve:.3f} is below warmstart.gate.min_fve = {gate.min_fve}")
         if self.extraction_rate < gate.min_extraction:
-            out.append(f"only {self.extraction_rate:.0%} of answers could be read (min_extraction = {gate.min_extraction:.0%})")
+            out.append(
+                f"only {self.extraction_rate:.0%} of answers could be read (min_extraction = {gate.min_extraction:.0%})"
+            )
         if self.length_sd < gate.min_length_sd:
             out.append(
                 f"median length sd within a group is {self.length_sd:.1f} tokens (min_length_sd = {gate.min_length_sd}): "
@@ -112,7 +121,9 @@ class GateReport:
     def require(self, gate: Gate) -> None:
         """Raises InbriefError with every reason reinforcement must not begin."""
         if reasons := self.failures(gate):
-            raise InbriefError("The warm start did not pass its gate: " + "; ".join(reasons) + ". Train it longer or lower the gate.")
+            raise InbriefError(
+                "The warm start did not pass its gate: " + "; ".join(reasons) + ". Train it longer or lower the gate."
+            )
 
     def record(self) -> dict[str, float]:
         return asdict(self)
@@ -140,4 +151,3 @@ def measure_gate(av: Verbalizer, ar: Reconstructor, vectors: Tensor, cap: int, s
         tokens=float(tokens.mean()),
         length_sd=float(np.median(tokens.std(1, ddof=1))),
     )
-

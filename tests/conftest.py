@@ -82,7 +82,9 @@ def vectors(target, tokenizer, prefixes) -> Tensor:
 
 @pytest.fixture(scope="session")
 def explanations(prefixes) -> list[str]:
-    return [retelling.retell(t, random.Random(i)) for i, t in enumerate(prefixes)]
+    """The shortest of three retellings of each prefix."""
+    draws = [[retelling.retell(t, random.Random(f"{i}|{k}")) for k in range(3)] for i, t in enumerate(prefixes)]
+    return [min(texts, key=len) for texts in draws]
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +152,7 @@ def logits_by_hand(av: Verbalizer, vector: Tensor, answer: list[int]) -> Tensor:
     hidden = decoder.embed_tokens(ids)
     if how.method == "embed_overwrite":
         hidden = hidden.clone()
-        hidden[0, column] = how.scale * vector / vector.norm()
+        hidden[0, column] = float(how.scale or 0) * vector / vector.norm()
     t = ids.shape[1]
     positions = torch.arange(t)[None]
     mask = torch.full((t, t), float("-inf")).triu(1)[None, None]

@@ -64,13 +64,17 @@ def test_explain_answers_on_stdout_with_the_shipped_pair(capsys: pytest.CaptureF
         (["accept", "nowhere", "--out", "x.json"], "neither a preset"),
     ],
 )
-def test_a_mistake_is_one_clear_line(args: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path):
+def test_a_mistake_is_one_clear_line(
+    args: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path
+):
     monkeypatch.chdir(tmp_path)
     assert words in refused(args, capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_T49_a_misspelt_key_in_a_file_is_refused_with_the_nearest_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_T49_a_misspelt_key_in_a_file_is_refused_with_the_nearest_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     path = tmp_path / "mine.yaml"
     path.write_text("reinforce:\n  stepps: 3\n")
     line = refused(["run", str(path), "--out", str(tmp_path / "out")], capsys)
@@ -116,7 +120,9 @@ def test_an_occupied_folder_is_not_touched(tmp_path: Path, capsys: pytest.Captur
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_T1_a_marker_the_tokenizer_does_not_know_stops_before_anything_is_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_T1_a_marker_the_tokenizer_does_not_know_stops_before_anything_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     line = refused(["harvest", "quickstart", "--out", str(tmp_path / "out"), "--model.marker", "㊗"], capsys)
     assert "one token" in line and "model.marker" in line
     assert not list((tmp_path / "out").rglob("*.safetensors"))
@@ -167,6 +173,7 @@ def test_the_shipped_pair_knows_more_of_its_text_than_of_another():
     _, vector = nla.read(text, [-1])
     answers = nla.verbalize(vector, samples=16)
     own = nla.errors(vector.expand(16, -1), answers).mean()
-    _, other = nla.read("Hugo was a shy sailor. The desert was sunny when all of this began. Soon Ivo the owl arrived", [-1])
+    _, other = nla.read(
+        "Hugo was a shy sailor. The desert was sunny when all of this began. Soon Ivo the owl arrived", [-1]
+    )
     assert own < nla.errors(other.expand(16, -1), answers).mean() - 0.2
-

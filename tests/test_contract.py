@@ -162,7 +162,9 @@ def test_T12_the_chat_template_gives_plain_ids_though_it_may_return_a_dict(token
 
 def test_T12_the_thinking_switch_reaches_the_template(tokenizer):
     switched = deepcopy(tokenizer)
-    switched.chat_template = "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}{{ messages[0].content }}"
+    switched.chat_template = (
+        "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}{{ messages[0].content }}"
+    )
     texts = [tokenizer.decode(prompt_ids(switched, "x", t)) for t in (None, True, False)]
     assert texts == ["x", "Truex", "Falsex"]
 
@@ -171,7 +173,9 @@ def test_T12_the_thinking_switch_reaches_the_template(tokenizer):
 def test_T13_the_av_prompt_has_exactly_one_bos(contract, template):
     tokenizer = words_tokenizer("a", MARKER, "b", bos=True)
     tokenizer.chat_template = template
-    ids, column = av_prompt(changed(contract, marker_id=3, left_id=2, right_id=4, av_template="a {marker} b"), tokenizer)
+    ids, column = av_prompt(
+        changed(contract, marker_id=3, left_id=2, right_id=4, av_template="a {marker} b"), tokenizer
+    )
     assert ids == [1, 2, 3, 4]
     assert column == 2
 
@@ -269,9 +273,7 @@ def test_T23_trimming_stops_at_any_stop_id_and_counts_it_once(ids, stops):
 def test_T23_each_stop_id_ends_an_answer_and_no_other_does(contract, tokenizer):
     body = tokenizer(wrap("a fox"), add_special_tokens=False)["input_ids"]
     first, second = contract.stop_ids
-    [a, b, c] = read_answers(
-        [[*body, first, first, second], [*body, second, 5, 6], body], tokenizer, contract.stop_ids
-    )
+    [a, b, c] = read_answers([[*body, first, first, second], [*body, second, 5, 6], body], tokenizer, contract.stop_ids)
     assert (a.ids, a.tokens, a.finish) == ([*body, first], len(body) + 1, "stop")
     assert (b.ids, b.tokens, b.finish) == ([*body, second], len(body) + 1, "stop")
     assert (c.tokens, c.finish) == (len(body), "length")

@@ -63,7 +63,9 @@ def test_T45_the_forward_pass_stops_after_block_K_and_leaves_no_hook(target, tok
 
 
 def test_harvest_reads_another_architecture_through_the_same_code():
-    config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, vocab_size=50)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, vocab_size=50
+    )
     model = LlamaForCausalLM(config).eval()
     [(_, found)] = activations(model, [[1, 2, 3]], 1)
     with torch.no_grad():
@@ -160,7 +162,9 @@ def test_a_truncated_safetensors_file_is_one_clear_line(tmp_path, target, tokeni
 
 
 def test_an_empty_corpus_and_an_unknown_one_are_refused(tmp_path, target, tokenizer, monkeypatch):
-    monkeypatch.setitem(__import__("inbrief.data.corpora", fromlist=["CORPORA"]).CORPORA, "none", lambda _data: iter(()))
+    monkeypatch.setitem(
+        __import__("inbrief.data.corpora", fromlist=["CORPORA"]).CORPORA, "none", lambda _data: iter(())
+    )
     with pytest.raises(InbriefError, match="at least one document"):
         harvested(tmp_path, target, tokenizer, corpus="none")
     with pytest.raises(InbriefError, match="must be one of"):
@@ -189,7 +193,9 @@ def test_the_worlds_teacher_is_a_function_of_seed_and_activation_and_varies():
     assert np.std(lengths) > 5
 
 
-@pytest.mark.parametrize("text", ["def f(x):\n    return x + 1", "One word", "What? Why? The Great Wall is old.", "漢字 and é"])
+@pytest.mark.parametrize(
+    "text", ["def f(x):\n    return x + 1", "One word", "What? Why? The Great Wall is old.", "漢字 and é"]
+)
 def test_the_rule_based_teacher_explains_any_text_and_quotes_its_end(text):
     full = max((rules(text, random.Random(i)) for i in range(20)), key=len)
     assert text.split()[-1] in full

@@ -81,7 +81,7 @@ def test_T11_huge_norms_keep_their_direction_in_low_precision(norm):
 def test_T11_zero_nan_and_infinite_vectors_are_refused(bad):
     vectors = torch.randn(4, 8)
     vectors[2] = bad
-    with pytest.raises(InbriefError, match="finite|zero"):
+    with pytest.raises(InbriefError, match=r"finite|zero"):
         check_vectors(vectors, 8)
 
 

@@ -55,12 +55,16 @@ def test_T25_under_the_seeds_rule_a_short_failure_is_cheaper_than_a_long_one():
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=9), VALUE)
 def test_the_linear_penalty_is_lambda_times_tokens(tokens, value):
-    assert linear(torch.tensor(tokens, dtype=torch.float64), value).tolist() == pytest.approx([value * t for t in tokens])
+    assert linear(torch.tensor(tokens, dtype=torch.float64), value).tolist() == pytest.approx(
+        [value * t for t in tokens]
+    )
 
 
 def test_T22_lambda_zero_is_the_unpenalised_reward():
     mse = torch.tensor([0.1, 0.5, 2.0])
-    found, raw = rewards(mse, torch.tensor([False, False, True]), torch.tensor([3.0, 90.0, 9.0]), CAP, 0.0, "never-pays")
+    found, raw = rewards(
+        mse, torch.tensor([False, False, True]), torch.tensor([3.0, 90.0, 9.0]), CAP, 0.0, "never-pays"
+    )
     assert torch.equal(found, raw)
 
 

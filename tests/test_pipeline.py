@@ -42,7 +42,13 @@ def tree(folder: Path) -> dict[str, int]:
 
 
 def test_a_run_folder_holds_what_the_design_names(root: Path):
-    for name in ("config.yaml", "STATUS.json", "data/nla_meta.yaml", "warmstart/av/model.safetensors", "warmstart/ar/value_head.safetensors"):
+    for name in (
+        "config.yaml",
+        "STATUS.json",
+        "data/nla_meta.yaml",
+        "warmstart/av/model.safetensors",
+        "warmstart/ar/value_head.safetensors",
+    ):
         assert (root / name).is_file(), name
     for run in ("linear-0-s0", "linear-0.01-s0", "linear-0.04-s0", "ar-only-s0"):
         for name in ("av/nla_meta.yaml", "ar/nla_meta.yaml", "state/state.json", "metrics.jsonl", "samples.parquet"):
@@ -59,7 +65,9 @@ def test_results_json_has_the_agreed_shape(root: Path):
     }  # fmt: skip
     rows = [results["warm_start"], *results["runs"]]
     assert all(r.keys() == row_keys for r in rows)
-    assert {(r["lambda"], r["scorer"]) for r in results["runs"]} == {(v, s) for v in (0.0, 0.01, 0.04) for s in ("own", "warm_start")}
+    assert {(r["lambda"], r["scorer"]) for r in results["runs"]} == {
+        (v, s) for v in (0.0, 0.01, 0.04) for s in ("own", "warm_start")
+    }
     for r in results["runs"]:
         assert r["penalty"] == {"kind": "linear", "value": r["lambda"], "unit": "tokens"}
         assert r["tokens"]["low"] <= r["tokens"]["mean"] <= r["tokens"]["high"]
@@ -67,7 +75,14 @@ def test_results_json_has_the_agreed_shape(root: Path):
         assert r["delta_fve_warm"] is not None
     controls = results["controls"]
     assert abs(controls["mean_vector"]["mean"]) < 1e-6
-    assert {"teacher", "shuffled", "shuffled_same_last_token", "ridge_last_1", "ridge_last_8", "ar_catchup"} <= controls.keys()
+    assert {
+        "teacher",
+        "shuffled",
+        "shuffled_same_last_token",
+        "ridge_last_1",
+        "ridge_last_8",
+        "ar_catchup",
+    } <= controls.keys()
 
 
 def test_samples_parquet_has_the_agreed_columns_and_agrees_with_results(root: Path):
@@ -138,7 +153,9 @@ def test_T36_T42_a_run_killed_in_the_middle_resumes_bit_equal(root: Path, tmp_pa
     shutil.copytree(root, folder)
     shutil.rmtree(folder / "runs")
     command = [sys.executable, "-m", "inbrief.cli", "reinforce", str(folder), "--workers", "1"]
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    running = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     state = folder / "runs" / "linear-0-s0" / "state" / "state.json"
     deadline = time.monotonic() + 120
     while not state.is_file() and time.monotonic() < deadline:
@@ -152,7 +169,10 @@ def test_T36_T42_a_run_killed_in_the_middle_resumes_bit_equal(root: Path, tmp_pa
         for run in ("linear-0-s0", "linear-0.04-s0"):
             a, b = (load_file(f / "runs" / run / part / "model.safetensors") for f in (root, folder))
             assert all(torch.equal(a[k], b[k]) for k in a), f"{run}/{part}"
-    steps = [json.loads(line)["step"] for line in (folder / "runs" / "linear-0-s0" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (folder / "runs" / "linear-0-s0" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [0, 1]
 
 
@@ -167,7 +187,15 @@ def test_two_workers_give_what_one_gives(root: Path, tmp_path: Path):
 
 def test_the_gate_stops_before_reinforcement_and_says_why(root: Path, tmp_path: Path):
     folder = tmp_path / "gated"
-    main(["teach", "quickstart", "--out", str(folder), *flags(workers=1, warmstart__gate__min_fve=0.99, warmstart__gate__min_length_sd=90)])
+    main(
+        [
+            "teach",
+            "quickstart",
+            "--out",
+            str(folder),
+            *flags(workers=1, warmstart__gate__min_fve=0.99, warmstart__gate__min_length_sd=90),
+        ]
+    )
     shutil.copytree(root / "warmstart", folder / "warmstart", ignore=shutil.ignore_patterns("gate", "evaluation"))
     with pytest.raises(InbriefError, match=r"below warmstart.gate.min_fve.*median length sd"):
         run_stages(load(folder), folder, "reinforce")

@@ -269,7 +269,7 @@ def test_T39_missing_extra_and_misshapen_tensors_are_refused(saved_ar, saved_av,
     else:
         state["model.layers.1.mlp.up_proj.weight"] = torch.zeros(2, 2)
     save_file(state, path, metadata={"format": "pt"})
-    with pytest.raises(InbriefError, match="must hold exactly|does not fit"):
+    with pytest.raises(InbriefError, match=r"must hold exactly|does not fit"):
         {"ar": checkpoints.load_reconstructor, "av": checkpoints.load_verbalizer}[kind](folder)
 
 
@@ -368,7 +368,9 @@ def test_T39_a_target_with_a_missing_tensor_is_refused(tmp_path):
 @pytest.mark.xfail(strict=True, reason="tensors a target's config has no place for are dropped without a word")
 def test_T39_a_target_with_an_extra_tensor_is_refused(tmp_path):
     with pytest.raises(InbriefError):
-        checkpoints.load_target(altered_target(tmp_path, {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}))
+        checkpoints.load_target(
+            altered_target(tmp_path, {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3})
+        )
 
 
 @pytest.mark.xfail(strict=True, reason="a misshapen tensor ends in a RuntimeError", raises=RuntimeError)
@@ -378,8 +380,8 @@ def test_T39_a_target_with_a_misshapen_tensor_is_refused(tmp_path):
 
 
 def test_an_unregistered_architecture_says_where_to_add_it(tmp_path):
-    sizes = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
-    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "other")
+    config = GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "other")
     with pytest.raises(InbriefError, match="REGISTRY"):
         checkpoints.load_target(str(tmp_path / "other"))
 

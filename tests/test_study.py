@@ -15,7 +15,16 @@ from inbrief.study.evaluate import Heldout, paired_delta, result_row
 def held(n: int = 40, d: int = 16) -> Heldout:
     vectors = torch.randn(n, d, generator=torch.Generator().manual_seed(0)) + 0.5
     names = [f"doc{i // 4}" for i in range(n)]
-    return Heldout(np.arange(n), vectors, baseline(vectors), [f"{i:016x}" for i in range(n)], names, [0] * n, [[0] * 8] * n, [""] * n)
+    return Heldout(
+        np.arange(n),
+        vectors,
+        baseline(vectors),
+        [f"{i:016x}" for i in range(n)],
+        names,
+        [0] * n,
+        [[0] * 8] * n,
+        [""] * n,
+    )
 
 
 def rows(mse, tokens, extracted=None, scorer="own"):
@@ -94,7 +103,9 @@ def test_the_ridge_finds_what_the_last_token_decides_and_nothing_else():
     assert ridge(ids[:500], vectors[:500], ids[500:], vectors[500:], 1).mean() < 0.01
     noise = torch.randn(600, 16, generator=torch.Generator().manual_seed(2))
     lost = ridge(ids[:500], noise[:500], ids[500:], noise[500:], 4).mean()
-    assert lost == pytest.approx(((direction(noise[500:]) - direction(noise[:500]).mean(0)) ** 2).mean().item(), rel=0.1)
+    assert lost == pytest.approx(
+        ((direction(noise[500:]) - direction(noise[:500]).mean(0)) ** 2).mean().item(), rel=0.1
+    )
 
 
 def test_seeds_widen_the_interval_of_a_pooled_point():

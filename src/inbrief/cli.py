@@ -97,6 +97,17 @@ def _explain(args: list[str]) -> None:
     )
 
 
+def _export(args: list[str]) -> None:
+    rest, options = _options(args, {"--out": True, "--dtype": True}, "export")
+    dtype = options.get("--dtype", "bfloat16")
+    if len(rest) > 1 or "--out" not in options or dtype not in ("bfloat16", "float32"):
+        raise InbriefError(f"Name a folder to write to: {VERBS['export'].usage}")
+    from inbrief.nla import load
+
+    load(rest[0] if rest else None).save(Path(options["--out"]), dtype)
+    print(options["--out"])
+
+
 def _pretrain(args: list[str]) -> None:
     rest, options = _options(args, {"--out": True}, "pretrain")
     if not rest or rest[0] != "storyworld" or "--out" not in options:
@@ -144,6 +155,11 @@ VERBS: dict[str, Verb] = {
         "Explain one activation of a text, with the shipped pair or your own.",
         _explain,
     ),
+    "export": Verb(
+        "inbrief export [NLA] --out DIR [--dtype bfloat16|float32]",
+        "Write a pair's AV and AR in Hugging Face layout; the shipped pair when none is named.",
+        _export,
+    ),
     "pretrain": Verb(
         "inbrief pretrain storyworld --out DIR [--steps N …]", "Train StoryWorld's target model.", _pretrain
     ),
@@ -152,6 +168,8 @@ VERBS: dict[str, Verb] = {
 
 
 def usage() -> str:
+    from inbrief.config import presets
+
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
     return "\n".join(
@@ -162,7 +180,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "Presets: quickstart, storyworld. Run folders go to ./runs/NAME unless --out says otherwise.",
+            f"Presets: {', '.join(presets())}. Run folders go to ./runs/NAME unless --out says otherwise.",
         ]
     )
 

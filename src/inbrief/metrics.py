@@ -45,12 +45,15 @@ class Baseline:
 
 
 def baseline(targets: Tensor) -> Baseline:
-    """targets [n, d], raw. Accumulated in float64. Raises ValueError on an empty set or a bad vector."""
+    """targets [n, d], raw. Accumulated in float64. Raises ValueError on an empty set, a bad vector or
+    vectors without variance."""
     if len(targets) == 0:
         raise ValueError("A baseline needs at least one vector.")
     unit = direction(targets.double())
     mean = unit.mean(0)
     r = float(mean.norm()) / unit.shape[-1] ** 0.5
+    if 1 - r * r < 1e-9:
+        raise ValueError("A baseline needs vectors of different directions; these are all alike.")
     return Baseline(1 - r * r, 2 * (1 - r), mean.float())
 
 
@@ -74,11 +77,12 @@ class DocumentBootstrap:
         )
 
     def replicates(self, values: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """[replicates] float64: the mean of `values` [n] over the rows of `mask` under each draw."""
+        """[replicates] float64: the mean of `values` [n] over the rows of `mask` under each draw; NaN where it drew none."""
         keep = np.ones(len(values)) if mask is None else mask.astype(float)
         total = np.bincount(self.rows, np.where(keep > 0, values, 0.0), self.n_documents)
         count = np.bincount(self.rows, keep, self.n_documents)
-        return (self.weights @ total) / np.maximum(self.weights @ count, 1e-12)
+        drawn = self.weights @ count
+        return np.divide(self.weights @ total, drawn, out=np.full(len(drawn), np.nan), where=drawn > 0)
 
     def interval(self, values: np.ndarray, mask: np.ndarray | None = None) -> Interval | None:
         """Mean and 95 % interval, or None where no row counts (never a perfect score)."""
@@ -86,5 +90,5 @@ class DocumentBootstrap:
         keep = np.ones(len(values), bool) if mask is None else mask.astype(bool)
         if not keep.any():
             return None
-        low, high = np.percentile(self.replicates(values, keep), [2.5, 97.5])
+        low, high = np.nanpercentile(self.replicates(values, keep), [2.5, 97.5])
         return {"mean": float(values[keep].mean()), "low": float(low), "high": float(high)}

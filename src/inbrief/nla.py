@@ -129,6 +129,14 @@ class NLA:
         check_vectors(vectors, self.contract.d_model)
         return direction_mse(self.reconstruct(explanations), vectors)
 
+    def save(self, folder: Path, dtype: str = "bfloat16") -> None:
+        """Write `av/` and `ar/` under `folder`, each atomically. Raises InbriefError when they are there already."""
+        for part in ("av", "ar"):
+            if (folder / part).exists():
+                raise InbriefError(f"An export never overwrites; {folder / part} exists. Choose another folder.")
+        checkpoints.save_verbalizer(self.av, folder / "av", getattr(torch, dtype))
+        checkpoints.save_reconstructor(self.ar, folder / "ar", getattr(torch, dtype))
+
     def errors(self, vectors: Tensor, answers: Sequence[Answer]) -> Tensor:
         """mse [n] of sampled answers; a failed one counts 2 and never reaches the AR."""
         out = torch.full((len(answers),), FAILED_MSE)
@@ -138,10 +146,15 @@ class NLA:
         return out
 
 
+SHIPPED = {None: "nla", "storyworld": "nla", "storyworld-warmstart": "warmstart"}
+"""The pairs that come with inbrief, by the name `load` knows them by: StoryWorld's after and before reinforcement."""
+
+
 def load(folder: str | Path | None = None, target: str | None = None, dtype: str = "float32") -> NLA:
     """Load an NLA: the shipped StoryWorld pair when no folder is named, else a folder holding `av/` and `ar/` (a run's
-    `runs/<penalty>-s<seed>`, or its `warmstart`). `target` says where the target model lies now, if it has moved."""
-    path = checkpoints.built_in("nla") if folder is None else Path(folder).expanduser()
+    `runs/<penalty>-s<seed>`, or its `warmstart`); SHIPPED names the pairs that come with
+    inbrief. `target` says where the target model lies now, if it has moved."""
+    path = checkpoints.built_in(SHIPPED[folder]) if folder in SHIPPED else Path(folder or "").expanduser()
     if not path.is_dir():
         raise InbriefError(f"An NLA is a folder holding av/ and ar/; {path} does not exist.")
     if not (path / "av").is_dir():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 OPEN, CLOSE = "<explanation>", "</explanation>"
+THINK = ("<think>", "</think>")
+"""Some models open every answer with an empty block of these."""
 Finish = Literal["stop", "length"]
 
 
@@ -44,7 +46,7 @@ class Answer:
     """One sampled answer, parsed and counted.
 
     `tokens` counts the generated ids up to and including the first stop id. `content_tokens` counts the tokens of the
-    explanation alone: no tags, no fixed opener (an empty think block), no stop token. `explanation` is None when the
+    explanation tokenized alone: no tags, no fixed opener (an empty think block), no stop token; never more than `tokens`. `explanation` is None when the
     answer failed: truncated, unparsable or empty.
     """
 
@@ -56,21 +58,27 @@ class Answer:
     finish: Finish
 
 
+def _without_fixed(text: str) -> str:
+    """A failed answer without its tags and fixed opener."""
+    for fixed in (OPEN, CLOSE, *THINK):
+        text = text.replace(fixed, "")
+    return text.strip()
+
+
 def read_answers(rows: Sequence[Sequence[int]], tokenizer, stop_ids: Iterable[int]) -> list[Answer]:
     """Parse and count sampled rows of ids. A truncated answer has failed even where its tag closed in time: otherwise
     length drifts to the cap."""
+    if not rows:
+        return []
     stops = set(stop_ids)
     trimmed = [trim(row, stops) for row in rows]
     texts = tokenizer.batch_decode(
         [ids[:-1] if finish == "stop" else ids for ids, finish in trimmed], skip_special_tokens=True
     )
     found = [extract(text) if finish == "stop" else None for text, (_, finish) in zip(texts, trimmed, strict=True)]
-    bare = [
-        e if e is not None else t.replace(OPEN, "").replace(CLOSE, "").strip()
-        for e, t in zip(found, texts, strict=True)
-    ]
-    counts = [len(ids) for ids in tokenizer(bare, add_special_tokens=False)["input_ids"]] if bare else []
+    bare = [e if e is not None else _without_fixed(t) for e, t in zip(found, texts, strict=True)]
+    counts = [len(ids) for ids in tokenizer(bare, add_special_tokens=False)["input_ids"]]
     return [
-        Answer(ids, text, explanation, len(ids), count, finish)
+        Answer(ids, text, explanation, len(ids), min(count, len(ids)), finish)
         for (ids, finish), text, explanation, count in zip(trimmed, texts, found, counts, strict=True)
     ]

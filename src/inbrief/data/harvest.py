@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,12 +45,10 @@ def activations(model, ids: list[list[int]], layer: int) -> Iterator[tuple[int, 
     handle = blocks(model)[layer].register_forward_hook(catch)
     try:
         for batch in length_batches([len(r) for r in ids], MAX_TOKENS_PER_BATCH):
-            with torch.inference_mode():
-                try:
-                    device = model.get_input_embeddings().weight.device
-                    decoder(model)(input_ids=pad_right([ids[i] for i in batch]).to(device), use_cache=False)
-                except _Reached:
-                    hidden = caught.pop().float().cpu()
+            device = model.get_input_embeddings().weight.device
+            with torch.inference_mode(), suppress(_Reached):
+                decoder(model)(input_ids=pad_right([ids[i] for i in batch]).to(device), use_cache=False)
+            hidden = caught.pop().float().cpu()
             for k, i in enumerate(batch):
                 yield int(i), hidden[k, : len(ids[i])].clone()
     finally:

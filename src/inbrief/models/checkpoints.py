@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
@@ -53,13 +54,21 @@ def load_tokenizer(path: str, revision: str | None = None):
 
 def load_target(path: str, revision: str | None = None, dtype: str = "float32"):
     """A causal LM in eval mode. Raises InbriefError when it is missing, broken or of an unregistered architecture."""
+    architecture(target_config(path, revision))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve(path), revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            resolve(path),
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as e:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise InbriefError(f"No model could be loaded from {path!r}: {_first_line(e)}") from None
-    architecture(model.config)
+    # transformers draws a missing tensor at random and only warns.
+    allowed = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    _require_exact(set(info["missing_keys"]) - allowed, info["unexpected_keys"])
     return model.eval()
 
 
@@ -121,7 +130,8 @@ def load_reconstructor(folder: Path, dtype: str = "float32") -> Reconstructor:
 def _empty_reconstructor(config, tokenizer, contract: Contract, dtype: torch.dtype) -> Reconstructor:
     backbone = decoder(AutoModelForCausalLM.from_config(config, dtype=dtype))
     setattr(backbone, architecture(config).norm, nn.Identity())
-    return Reconstructor(backbone, tokenizer, contract).to(dtype)
+    # The head stays in float32: in bf16 its identity diagonal cannot move by a step of 1e-4.
+    return Reconstructor(backbone, tokenizer, contract)
 
 
 def _state(module: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
@@ -164,7 +174,10 @@ def _load_state(module: nn.Module, state: dict[str, torch.Tensor], allowed_missi
         missing, extra = module.load_state_dict(state, strict=False)
     except RuntimeError as e:
         raise InbriefError(f"The checkpoint does not fit its config: {_first_line(e)}") from None
-    missing = set(missing) - allowed_missing
+    _require_exact(set(missing) - allowed_missing, extra)
+
+
+def _require_exact(missing: Iterable[str], extra: Iterable[str]) -> None:
     if missing or extra:
         raise InbriefError(
             f"A checkpoint must hold exactly the tensors of its model; missing {sorted(missing)[:4]}, unexpected {sorted(extra)[:4]}."

@@ -31,15 +31,16 @@ class _Buffered(DynamicLayer):
         self._k[..., : self.used, :], self._v[..., : self.used, :] = keys, values
         self._show()
 
-    def _show(self) -> None:
-        self.keys, self.values = self._k[..., : self.used, :], self._v[..., : self.used, :]
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = self._k[..., : self.used, :], self._v[..., : self.used, :]
+        self.keys, self.values = keys, values
+        return keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         end = self.used + key_states.shape[-2]
         self._k[..., self.used : end, :], self._v[..., self.used : end, :] = key_states, value_states
         self.used = end
-        self._show()
-        return self.keys, self.values
+        return self._show()
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row not in `rows`; the room that is left stays allocated."""
@@ -59,17 +60,15 @@ class Samples:
     owners: list[int]
 
 
-def _buffered(cache: DynamicCache, group: int, room: int) -> DynamicCache:
+def _buffered(cache: DynamicCache, group: int, room: int) -> tuple[DynamicCache, list[_Buffered]]:
+    """A cache for `group` times the rows with `room` more columns, and its layers."""
+    layers = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        layers.append(_Buffered(layer.keys.repeat_interleave(group, 0), layer.values.repeat_interleave(group, 0), room))
     out = DynamicCache()
-    out.layers = [
-        _Buffered(
-            layer.keys.repeat_interleave(group, 0),  # pyright: ignore[reportAttributeAccessIssue]
-            layer.values.repeat_interleave(group, 0),  # pyright: ignore[reportAttributeAccessIssue]
-            room,
-        )
-        for layer in cache.layers
-    ]
-    return out
+    out.layers = [*layers]
+    return out, layers
 
 
 @torch.inference_mode()
@@ -108,7 +107,7 @@ def _decode(
     n, device = len(vectors) * group, av.device
     prefill = av.prefix_cache(len(vectors))
     last = av.hidden(vectors, torch.empty(len(vectors), 0, dtype=torch.long), prefill)[:, -1]
-    cache = _buffered(prefill, group, cap)
+    cache, layers = _buffered(prefill, group, cap)
     logits = head(last).float().repeat_interleave(group, 0)
     stops = torch.tensor(av.contract.stop_ids, device=device)
     out = torch.zeros(n, cap, dtype=torch.long, device=device)
@@ -130,8 +129,8 @@ def _decode(
         # Compacting copies the cache, so it waits until an eighth of the rows is idle.
         if left <= 0.875 * len(alive):
             keep = open_.nonzero()[:, 0]
-            for layer in cache.layers:
-                layer.keep(keep)  # pyright: ignore[reportAttributeAccessIssue]
+            for layer in layers:
+                layer.keep(keep)
             alive, open_, token = alive[keep], open_[keep], token[keep]
         hidden = decoder(input_ids=token, past_key_values=cache, use_cache=True).last_hidden_state
         logits = head(hidden[:, -1]).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,31 +20,48 @@ def number(ci: Interval | None, digits: int = 3, sign: bool = False) -> str:
     return f"{ci['mean']:{f}} [{ci['low']:{f}}, {ci['high']:{f}}]"
 
 
-def summary(root: Path) -> str:
-    """The frontier as a table, then where the page lies."""
-    results = read_json(root / "results.json")
+def scope(results: dict[str, Any]) -> str:
+    """What the intervals cover."""
     seeds = max((len(p["seeds"]) for p in results["frontier"]), default=1)
-    scope = f"{seeds} seeds" if seeds > 1 else "this run only"
-    title = f"{results['warm_start']['n']} held-out activations, 95 % intervals, {scope}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("", "tokens", "saved", "FVE", "ΔFVE to λ=0", "ΔFVE to warm start"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    return f"{results['warm_start']['n']} held-out activations, 95 % intervals, " + (
+        f"{seeds} seeds" if seeds > 1 else "this run only"
+    )
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The frontier under each run's own AR: name, tokens, saved, FVE, paired differences. The first row is the header."""
     warm = results["warm_start"]
-    table.add_row("warm start", number(warm["tokens"], 1), "", number(warm["fve"]), "", "")
+    out = [
+        ("", "tokens", "saved", "FVE", "ΔFVE to λ=0", "ΔFVE to warm start"),
+        ("warm start", number(warm["tokens"], 1), "", number(warm["fve"]), "", ""),
+    ]
     for p in results["frontier"]:
         if p["scorer"] == "own":
             saved = f"{p['tokens_saved']['mean']:.0%}" if p["tokens_saved"] else ""
             delta = number(p["delta_fve"], sign=True) + (" no loss" if p["no_loss"] else "") if p["delta_fve"] else ""
-            table.add_row(
-                f"λ={p['lambda']:g}",
-                number(p["tokens"], 1),
-                saved,
-                number(p["fve"]),
-                delta,
-                number(p["delta_fve_warm"], sign=True),
-            )
+            warm_delta = number(p["delta_fve_warm"], sign=True)
+            out.append((f"λ={p['lambda']:g}", number(p["tokens"], 1), saved, number(p["fve"]), delta, warm_delta))
+    return out
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The same table for a README."""
+    header, *body = rows(results)
+    lines = [header, ("---",) * len(header), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def summary(root: Path) -> str:
+    """The frontier as a table, then where the page lies."""
+    results = read_json(root / "results.json")
+    table = Table(title=scope(results), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    header, *body = rows(results)
+    for name in header:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
     console = Console(width=118)
     with console.capture() as captured:
         console.print(table)
         console.print(f"\n{root / 'report' / 'report.html'}", style="bold", soft_wrap=True)
-    return captured.get().rstrip("\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -41,9 +41,12 @@ _FRIEND = {
     "terse": ("{friend}", "Friend: {friend}"),
 }
 _LAST = {
-    "verbose": ('The last words that can be read here are "{quote}"', 'The text breaks off with the words "{quote}"'),
-    "plain": ('It ends with "{quote}"', 'The last words are "{quote}"'),
-    "terse": ('"{quote}"', 'Last: "{quote}"'),
+    "verbose": (
+        'The last words that can be read here are "... {quote}"',
+        'The text breaks off with the words "... {quote}"',
+    ),
+    "plain": ('It ends with "... {quote}"', 'The last words are "... {quote}"'),
+    "terse": ('"... {quote}"', 'Last: "... {quote}"'),
 }
 _NEXT = {
     "verbose": ("The next words will most likely tell us more about {missing}",),

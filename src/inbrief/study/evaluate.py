@@ -148,7 +148,7 @@ def result_row(
         "content_tokens": interval(arrays["content_tokens"]),
         "tokens_sd": float(np.std([r["tokens"] for r in rows], ddof=1)),
         "fve": interval(fve(mse, base.value)),
-        "fve_extracted": interval(fve(mean_readable, base.value), readable.any(1)),
+        "fve_extracted": interval(fve(mean_readable, base.value), np.asarray(readable.any(axis=1))),
         "fve_normalised_mean": interval(fve(mse, base.normalised_mean)),
         "cosine": interval(1 - mse / 2),
         "extraction_rate": float(good.mean()),

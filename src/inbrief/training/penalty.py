@@ -25,6 +25,6 @@ def rewards(
     """
     if rule == "never-pays":
         raw = -mse.clamp(max=FAILED_MSE).masked_fill(failed, FAILED_MSE)
-        return raw - linear(tokens.masked_fill(failed, float(cap)), value), raw
+        return raw - linear(tokens.clamp(max=float(cap)).masked_fill(failed, float(cap)), value), raw
     raw = -mse.masked_fill(failed, FAILED_MSE)
     return raw - linear(tokens, value), raw

@@ -5,6 +5,7 @@ Random draws are functions of (seed, step), so no generator state is kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ SCHEMA = 1
 
 
 def save(
-    folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], **extra
+    folder: Path, step: int, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], **extra
 ) -> None:
     """`step` steps are done. Atomic: a kill leaves the state before."""
     with atomic_path(folder) as temporary:
@@ -30,7 +31,7 @@ def save(
         write_json(temporary / "state.json", {"schema": SCHEMA, "step": step, "modules": sorted(modules), **extra})
 
 
-def load(folder: Path, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict:
+def load(folder: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> dict:
     """Restore in place and return the record (`step` and what was saved as extra); {"step": 0} when nothing is there.
 
     Raises InbriefError when a module's state is missing: an AV never goes on without the AR that trained with it.

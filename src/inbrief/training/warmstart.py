@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from inbrief.config import Fit, Gate
 from inbrief.io.errors import InbriefError
 from inbrief.io.progress import MetricsLog, Progress
-from inbrief.metrics import baseline, direction_mse, fve
+from inbrief.metrics import FAILED_MSE, baseline, direction_mse, fve
 from inbrief.models.batching import length_batches
 from inbrief.models.reconstructor import Reconstructor
 from inbrief.models.sampler import sample
@@ -47,7 +47,13 @@ def fit_verbalizer(
 
 
 def fit_reconstructor(
-    ar: Reconstructor, vectors: Tensor, explanations: Sequence[str], fit: Fit, seed: int, folder: Path, micro_tokens: int
+    ar: Reconstructor,
+    vectors: Tensor,
+    explanations: Sequence[str],
+    fit: Fit,
+    seed: int,
+    folder: Path,
+    micro_tokens: int,
 ) -> None:
     """Mean squared error of directions at the last token of the filled template: vectors [n, d] raw."""
     prompts = ar.prompts(explanations)
@@ -74,9 +80,9 @@ def _fit(
         raise InbriefError(f"The {label} needs examples; its split holds none. Raise data.documents.")
     module.train()
     optimizer = adamw(module, fit.lr)
-    start = resume.load(folder / "state", {"model": module}, {"model": optimizer})["step"]
+    record = resume.load(folder / "state", {"model": module}, {"model": optimizer})
+    start, skipped = record["step"], record.get("skipped", 0)
     log = MetricsLog(folder / "metrics.jsonl", keep=start)
-    skipped = 0
     with Progress(fit.steps, label, start) as progress:
         for step in range(start, fit.steps):
             began = time.monotonic()
@@ -85,7 +91,7 @@ def _fit(
             skipped += norm is None
             log.write(step, loss=loss, grad_norm=norm, skipped=skipped, seconds=round(time.monotonic() - began, 3))
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == fit.steps:
-                resume.save(folder / "state", step + 1, {"model": module}, {"model": optimizer})
+                resume.save(folder / "state", step + 1, {"model": module}, {"model": optimizer}, skipped=skipped)
             progress.advance(note=f"loss {loss:.3f}")
     module.eval()
 
@@ -103,15 +109,16 @@ class GateReport:
 
     def failures(self, gate: Gate) -> list[str]:
         out = []
-        if self.fve <= self.fve_shuffled:
+        # Written so that NaN fails too.
+        if not self.fve > self.fve_shuffled:
             out.append(f"FVE of real explanations {self.fve:.3f} does not beat shuffled ones {self.fve_shuffled:.3f}")
-        if self.fve < gate.min_fve:
+        if not self.fve >= gate.min_fve:
             out.append(f"FVE {self.fve:.3f} is below warmstart.gate.min_fve = {gate.min_fve}")
-        if self.extraction_rate < gate.min_extraction:
+        if not self.extraction_rate >= gate.min_extraction:
             out.append(
                 f"only {self.extraction_rate:.0%} of answers could be read (min_extraction = {gate.min_extraction:.0%})"
             )
-        if self.length_sd < gate.min_length_sd:
+        if not self.length_sd >= gate.min_length_sd:
             out.append(
                 f"median length sd within a group is {self.length_sd:.1f} tokens (min_length_sd = {gate.min_length_sd}): "
                 "a teacher of varying completeness and wording is needed"
@@ -133,13 +140,14 @@ def measure_gate(av: Verbalizer, ar: Reconstructor, vectors: Tensor, cap: int, s
     """Sample four explanations for each of vectors [n, d] and score them, as they are and passed on to another vector."""
     group = 4
     drawn = sample(av, vectors, group, seed, cap)
-    failed = np.array([a.explanation is None for a in drawn.answers])
-    predictions = ar.predict([a.explanation or "" for a in drawn.answers])
+    readable = [i for i, a in enumerate(drawn.answers) if a.explanation is not None]
+    predictions = ar.predict([drawn.answers[i].explanation or "" for i in readable])
     base = baseline(vectors).value
 
     def score(targets: Tensor) -> float:
-        mse = direction_mse(predictions, targets).numpy()
-        return float(fve(np.where(failed, 2.0, mse), base).mean())
+        mse = np.full(len(drawn.answers), FAILED_MSE)
+        mse[readable] = direction_mse(predictions, targets[readable]).numpy()
+        return float(fve(mse, base).mean())
 
     tokens = np.array([a.tokens for a in drawn.answers], dtype=float).reshape(-1, group)
     real = vectors.repeat_interleave(group, 0)
@@ -147,7 +155,7 @@ def measure_gate(av: Verbalizer, ar: Reconstructor, vectors: Tensor, cap: int, s
         n=len(vectors),
         fve=score(real),
         fve_shuffled=score(real.roll(group, 0)),
-        extraction_rate=float(1 - failed.mean()),
+        extraction_rate=len(readable) / len(drawn.answers),
         tokens=float(tokens.mean()),
         length_sd=float(np.median(tokens.std(1, ddof=1))),
     )

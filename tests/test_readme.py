@@ -1,0 +1,42 @@
+"""README's commands, as they stand there, with shortened steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny import flags
+
+from inbrief.cli import main
+
+ROOT = Path(__file__).parent.parent
+LONG = {"quickstart", "run", "harvest", "teach", "warmstart", "reinforce", "evaluate", "report"}
+
+
+def commands() -> list[list[str]]:
+    """Every `inbrief …` line of README's shell blocks, in order, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("inbrief ")]
+
+
+@pytest.mark.xdist_group("readme")
+def test_T51_the_readmes_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = commands()
+    assert len(found) >= 5
+    for args in found:
+        fresh = args[0] in LONG and not (len(args) > 1 and Path(args[1]).is_dir())
+        main([*args, *flags(workers=1)] if fresh else [*args, "--steps", "2"] if args[0] == "pretrain" else args)
+        assert capsys.readouterr().out.strip(), args
+    assert (tmp_path / "runs" / "quickstart" / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
+def test_links_and_pictures_of_the_docs_exist(page: Path):
+    for target in re.findall(r"\]\(([^)#\s]+)\)|src=\"([^\"]+)\"", page.read_text()):
+        link = next(t for t in target if t)
+        if not link.startswith(("http://", "https://")):
+            assert (page.parent / link).exists(), f"{page.name} points at {link}"

@@ -100,13 +100,10 @@ def test_T11_wrong_shapes_are_refused(shape):
         check_vectors(torch.randn(shape), 8)
 
 
-@pytest.mark.xfail(strict=True, reason="finite vectors whose float32 norm over- or underflows pass the check")
 @pytest.mark.parametrize("size", [1e-30, 1e25])
-def test_T11_a_vector_whose_norm_leaves_float32_is_refused_or_injected_whole(size):
-    v = torch.full((1, 8), size)
-    check_vectors(v, 8)
-    out = overwrite(torch.zeros(1, 1, 8), v, 0, 2.0)
-    assert float(out.norm()) == pytest.approx(2.0)
+def test_T11_a_vector_whose_norm_leaves_float32_is_refused(size):
+    with pytest.raises(InbriefError, match="Activations must"):
+        check_vectors(torch.full((1, 8), size), 8)
 
 
 # The armed pass
@@ -206,7 +203,6 @@ def test_T5_nothing_stays_armed_after_use_or_after_an_error(model, how):
     assert torch.equal(before, after)
 
 
-@pytest.mark.xfail(strict=True, reason="a layer out of range raises IndexError and leaves the embedding hook behind")
 def test_T5_an_injection_layer_the_model_does_not_have_is_refused_and_leaves_nothing_armed(model):
     how = Injection(method="residual_add", layer=9)
     with pytest.raises((InbriefError, IndexError)), injected(model, how, torch.randn(1, 32), 2, MARK):

@@ -150,7 +150,6 @@ def test_masked_rows_do_not_count_even_where_they_hold_nan():
     assert interval == pytest.approx({"mean": 2.0, "low": 1.0, "high": 3.0})
 
 
-@pytest.mark.xfail(strict=True, reason="a draw without any masked row counts as 0 instead of being left out")
 def test_T47_draws_that_hold_no_countable_row_do_not_count_as_zero():
     mask = np.zeros(20, bool)
     mask[:2] = True

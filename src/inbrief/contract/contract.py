@@ -74,9 +74,11 @@ class Contract(BaseModel):
             raise InbriefError(f"An NLA folder holds {FILE}; {folder} has none. Point at a folder written by inbrief.")
         try:
             raw = yaml.safe_load(path.read_text())
+            if not isinstance(raw, dict):
+                raise ValueError("it holds no mapping")
             raw.pop("kind", None)
             return cls.model_validate(raw)
-        except (ValidationError, yaml.YAMLError, AttributeError) as e:
+        except (ValidationError, yaml.YAMLError, ValueError) as e:
             first = str(e).replace("\n", " ")[:200]
             raise InbriefError(f"{path} is not a contract this version reads: {first}") from None
 
@@ -152,6 +154,8 @@ def verify(contract: Contract, tokenizer) -> None:
         raise InbriefError(
             f"The tokenizer must be {contract.tokenizer_sha}; found {sha}. Use the one saved with the NLA."
         )
+    if not contract.stop_ids or contract.cap < 1:
+        raise InbriefError("The contract must name at least one stop id and a cap of at least one token.")
     if contract.ar_template.count("{explanation}") != 1:
         raise InbriefError("The AR template must hold {explanation} exactly once.")
     if "{budget}" in contract.av_template or (contract.budget_template and "{budget}" not in contract.budget_template):

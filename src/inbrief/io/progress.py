@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -83,8 +84,10 @@ class MetricsLog:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, step: int, **values: Any) -> None:
+        """One line; a number that is not finite stands as null, which JSON has a word for."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with self.path.open("a") as f:
-            f.write(json.dumps({"step": step, **values}) + "\n")
+            f.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

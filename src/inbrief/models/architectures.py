@@ -26,6 +26,10 @@ REGISTRY: dict[str, Architecture] = {
 }
 
 
+PER_LAYER = ("layer_types",)
+"""Config fields with one entry per block."""
+
+
 def architecture(config) -> Architecture:
     """Raises InbriefError for a model type nobody registered."""
     if config.model_type not in REGISTRY:
@@ -57,9 +61,8 @@ def check_layer(config, layer: int) -> None:
 def cut_config(config, n_blocks: int):
     """A copy of `config` with `n_blocks` blocks and its per-layer lists cut to match."""
     cut = copy.deepcopy(config)
-    full = config.num_hidden_layers
     cut.num_hidden_layers = n_blocks
-    for name, value in list(vars(cut).items()):
-        if isinstance(value, list | tuple) and len(value) == full:
+    for name in PER_LAYER:
+        if isinstance(value := getattr(cut, name, None), list | tuple):
             setattr(cut, name, value[:n_blocks])
     return cut

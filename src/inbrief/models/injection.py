@@ -17,12 +17,13 @@ def check_vectors(vectors: Tensor, d_model: int) -> None:
     """Raises InbriefError unless `vectors` is [n, d_model], finite and nowhere zero."""
     if vectors.ndim != 2 or vectors.shape[1] != d_model:
         raise InbriefError(f"Activations must be [n, {d_model}] for this NLA; found {list(vectors.shape)}.")
-    if not bool(torch.isfinite(vectors).all()):
-        bad = int((~torch.isfinite(vectors).all(1)).sum())
+    # By the norm in float32, which is what injection divides by: it overflows and vanishes before the numbers do.
+    norms = vectors.float().norm(dim=1)
+    if bad := int((~torch.isfinite(norms)).sum()):
         raise InbriefError(
-            f"Activations must be finite; {bad} of {len(vectors)} hold NaN or infinity. Drop those rows."
+            f"Activations must be finite; {bad} of {len(vectors)} hold NaN, infinity or a norm beyond float32. Drop those rows."
         )
-    if bool((vectors == 0).all(1).any()):
+    if bool((norms == 0).any()):
         raise InbriefError("Activations must not be zero: a zero vector has no direction to explain. Drop those rows.")
 
 
@@ -79,9 +80,17 @@ def injected(model, injection: Injection, vectors: Tensor, column: int, marker_i
         changed = add_norm_matched(hidden, vectors, column)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handles = [model.get_input_embeddings().register_forward_hook(check)]
+    block = None
     if injection.method == "residual_add":
-        handles.append(architectures.blocks(model)[injection.layer].register_forward_hook(add))
+        stack = architectures.blocks(model)
+        if not 0 <= injection.layer < len(stack):
+            raise InbriefError(
+                f"model.injection.layer must lie in 0..{len(stack) - 1} for this model; got {injection.layer}."
+            )
+        block = stack[injection.layer]
+    handles = [model.get_input_embeddings().register_forward_hook(check)]
+    if block is not None:
+        handles.append(block.register_forward_hook(add))
     try:
         yield
         if fired == 0:

@@ -86,12 +86,14 @@ def sample(
     rows: list[list[int]] = []
     logprobs: list[list[float]] = []
     per_chunk = max(1, max_rows // group)
-    for start in range(0, len(vectors), per_chunk):
-        generator = torch.Generator(av.device).manual_seed((seed * 1_000_003 + start) % 2**63)
-        ids, lp = _decode(av, vectors[start : start + per_chunk], group, generator, cap)
-        rows += ids
-        logprobs += lp
-    av.train(was_training)
+    try:
+        for start in range(0, len(vectors), per_chunk):
+            generator = torch.Generator(av.device).manual_seed((seed * 1_000_003 + start) % 2**63)
+            ids, lp = _decode(av, vectors[start : start + per_chunk], group, generator, cap)
+            rows += ids
+            logprobs += lp
+    finally:
+        av.train(was_training)
     answers = read_answers(rows, av.tokenizer, av.contract.stop_ids)
     table = torch.zeros(len(rows), max((len(r) for r in rows), default=0))
     for i, lp in enumerate(logprobs):

@@ -16,7 +16,7 @@ def advantages(rewards: Tensor, kind: Literal["std", "mean-only"]) -> Tensor:
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     spread = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True)
-    centred = torch.where(spread > 1e-6, centred, torch.zeros_like(centred))
+    centred = torch.where(spread <= 1e-6, torch.zeros_like(centred), centred)  # NaN goes through, to be counted
     if kind == "mean-only" or rewards.shape[1] < 2:
         return centred
     return centred / (rewards.std(1, keepdim=True) + 1e-6)

@@ -110,7 +110,8 @@ class Reinforcer:
     def _score(self, drawn: Samples, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """(mse [rows], failed [rows]) under the AR as it is before its own update. A failed answer never reaches the AR.
 
-        When the AR is co-trained, the gradient of its regression is accumulated from this same forward pass.
+        When the AR is co-trained, the gradient of its regression (the mean over readable answers) is accumulated from this
+        same forward pass.
         """
         learn = self.settings.ar == "cotrained"
         mse = torch.full((len(drawn.answers),), FAILED_MSE)

@@ -5,10 +5,12 @@ Random draws are functions of (seed, step), so no generator state is kept.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -46,11 +48,21 @@ def load(folder: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str
             raise InbriefError(
                 f"A resumed run needs the state of its {name}; {path} is missing. Restore it or start over in another folder."
             )
-        state = load_file(path)
-        if state.keys() != trained(module).keys():
+        try:
+            state = load_file(path)
+        except SafetensorError as e:
+            raise InbriefError(
+                f"{path} must be whole; reading failed ({e}). Delete {folder} to start this run over."
+            ) from None
+        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in trained(module).items()}:
             raise InbriefError(f"{path} must hold exactly the trained tensors of the {name}; it holds others.")
         module.load_state_dict(state, strict=False)
-    saved = torch.load(folder / "optimizers.pt", weights_only=True)
+    try:
+        saved = torch.load(folder / "optimizers.pt", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as e:
+        raise InbriefError(
+            f"{folder}/optimizers.pt cannot be read ({e}). Delete {folder} to start this run over."
+        ) from None
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(saved[name])
     return record

@@ -50,7 +50,7 @@ def test_a_run_folder_holds_what_the_design_names(root: Path):
         "warmstart/ar/value_head.safetensors",
     ):
         assert (root / name).is_file(), name
-    for run in ("linear-0-s0", "linear-0.01-s0", "linear-0.04-s0", "ar-only-s0"):
+    for run in ("linear-0-s0", "linear-0.005-s0", "linear-0.03-s0", "ar-only-s0"):
         for name in ("av/nla_meta.yaml", "ar/nla_meta.yaml", "state/state.json", "metrics.jsonl", "samples.parquet"):
             assert (root / "runs" / run / name).is_file(), f"{run}/{name}"
     assert read_json(root / "STATUS.json")["state"] == "done"
@@ -66,7 +66,7 @@ def test_results_json_has_the_agreed_shape(root: Path):
     rows = [results["warm_start"], *results["runs"]]
     assert all(r.keys() == row_keys for r in rows)
     assert {(r["lambda"], r["scorer"]) for r in results["runs"]} == {
-        (v, s) for v in (0.0, 0.01, 0.04) for s in ("own", "warm_start")
+        (v, s) for v in (0.0, 0.005, 0.03) for s in ("own", "warm_start")
     }
     for r in results["runs"]:
         assert r["penalty"] == {"kind": "linear", "value": r["lambda"], "unit": "tokens"}
@@ -86,13 +86,13 @@ def test_results_json_has_the_agreed_shape(root: Path):
 
 
 def test_samples_parquet_has_the_agreed_columns_and_agrees_with_results(root: Path):
-    path = root / "runs" / "linear-0.01-s0" / "samples.parquet"
+    path = root / "runs" / "linear-0.005-s0" / "samples.parquet"
     assert pq.read_schema(path).names == SAMPLES.names
     rows = [r for r in pq.read_table(path).to_pylist() if r["scorer"] == "own"]
     assert len(rows) == 40
     assert all(r["mse"] == 2.0 for r in rows if not r["extracted"])
     results = read_json(root / "results.json")
-    row = next(r for r in results["runs"] if r["lambda"] == 0.01 and r["scorer"] == "own")
+    row = next(r for r in results["runs"] if r["lambda"] == 0.005 and r["scorer"] == "own")
     assert row["fve"]["mean"] == pytest.approx(sum(1 - r["mse"] / results["baseline"] for r in rows) / 40, abs=1e-5)
     assert row["tokens"]["mean"] == pytest.approx(sum(r["tokens"] for r in rows) / 40)
 
@@ -103,10 +103,10 @@ def test_T47_the_normalised_mean_baseline_follows_from_the_headline_one(root: Pa
 
 
 def test_training_logs_the_unpenalised_reward_beside_the_penalised_one(root: Path):
-    lines = [json.loads(line) for line in (root / "runs" / "linear-0.04-s0" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (root / "runs" / "linear-0.03-s0" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
     for line in lines:
-        assert line["reward"] < line["reward_unpenalised"] - 0.04
+        assert line["reward"] < line["reward_unpenalised"] - 0.03
         assert line["agreement"] < 1e-4
     catchup = [json.loads(line) for line in (root / "runs" / "ar-only-s0" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["av_grad_norm"] == 0 and line["ar_grad_norm"] > 0 for line in catchup)
@@ -142,7 +142,7 @@ def test_a_lambda_can_be_added_to_a_used_folder_and_the_rest_is_kept(root: Path,
     folder = tmp_path / "more"
     shutil.copytree(root, folder)
     before = tree(folder)
-    main(["reinforce", str(folder), "--penalty.values", "0", "0.01", "0.04", "0.02"])
+    main(["reinforce", str(folder), "--penalty.values", "0", "0.005", "0.03", "0.02"])
     after = tree(folder)
     assert (folder / "runs" / "linear-0.02-s0" / "av" / "model.safetensors").is_file()
     assert all(after[k] == v for k, v in before.items() if k.startswith("runs/") and not k.endswith("stage.json"))
@@ -163,10 +163,10 @@ def test_T36_T42_a_run_killed_in_the_middle_resumes_bit_equal(root: Path, tmp_pa
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert state.is_file(), "the run never wrote a checkpoint"
-    assert not (folder / "runs" / "linear-0.04-s0" / "av").exists()
+    assert not (folder / "runs" / "linear-0.03-s0" / "av").exists()
     main(["reinforce", str(folder)])
     for part in ("av", "ar"):
-        for run in ("linear-0-s0", "linear-0.04-s0"):
+        for run in ("linear-0-s0", "linear-0.03-s0"):
             a, b = (load_file(f / "runs" / run / part / "model.safetensors") for f in (root, folder))
             assert all(torch.equal(a[k], b[k]) for k in a), f"{run}/{part}"
     steps = [
@@ -180,8 +180,8 @@ def test_two_workers_give_what_one_gives(root: Path, tmp_path: Path):
     folder = tmp_path / "two"
     shutil.copytree(root, folder)
     shutil.rmtree(folder / "runs")
-    main(["reinforce", str(folder), "--workers", "2", "--penalty.values", "0", "0.04", "0.01"])
-    a, b = (load_file(f / "runs" / "linear-0.04-s0" / "av" / "model.safetensors") for f in (root, folder))
+    main(["reinforce", str(folder), "--workers", "2", "--penalty.values", "0", "0.03", "0.005"])
+    a, b = (load_file(f / "runs" / "linear-0.03-s0" / "av" / "model.safetensors") for f in (root, folder))
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
 
 
@@ -217,7 +217,7 @@ def test_T37_a_resumed_av_without_its_ar_is_refused(root: Path, tmp_path: Path):
 def test_the_report_is_one_file_with_every_lambda_and_nothing_unescaped(root: Path, tmp_path: Path):
     folder = tmp_path / "hostile"
     shutil.copytree(root, folder)
-    path = folder / "runs" / "linear-0.01-s0" / "samples.parquet"
+    path = folder / "runs" / "linear-0.005-s0" / "samples.parquet"
     table = pq.read_table(path)
     evil = "<script>alert(1)</script>"
     at = table.schema.get_field_index("explanation")
@@ -225,7 +225,7 @@ def test_the_report_is_one_file_with_every_lambda_and_nothing_unescaped(root: Pa
     main(["report", str(folder)])
     page = (folder / "report" / "report.html").read_text()
     assert evil not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    for label in ("warm start", "λ = 0", "λ = 0.01", "λ = 0.04"):
+    for label in ("warm start", "λ = 0", "λ = 0.005", "λ = 0.03"):
         assert page.count(f"<b>{label}</b>") == 3
     assert page.count("<mark>") == 3
     assert not re.search(r'(src|href)="(https?:)?//', page)
@@ -234,9 +234,10 @@ def test_the_report_is_one_file_with_every_lambda_and_nothing_unescaped(root: Pa
 
 
 def test_a_trained_run_loads_and_reads_a_text(root: Path):
-    nla = inbrief.load(root / "runs" / "linear-0.01-s0")
+    nla = inbrief.load(root / "runs" / "linear-0.005-s0")
     found = nla.explain("Once there lived a brave baker named Mara.", position=-1)
     assert found.position == len(nla.tokenizer("Once there lived a brave baker named Mara.")["input_ids"]) - 1
+    assert nla.contract.fve_baseline
     assert found.fve == pytest.approx(1 - found.mse / nla.contract.fve_baseline, abs=1e-5)
     assert found == nla.explain("Once there lived a brave baker named Mara.")
     with pytest.raises(InbriefError, match="name one"):

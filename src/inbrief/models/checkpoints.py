@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -56,7 +57,7 @@ def load_target(path: str, revision: str | None = None, dtype: str = "float32"):
     """A causal LM in eval mode. Raises InbriefError when it is missing, broken or of an unregistered architecture."""
     architecture(target_config(path, revision))
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve(path),
             revision=revision,
             dtype=getattr(torch, dtype),
@@ -66,6 +67,7 @@ def load_target(path: str, revision: str | None = None, dtype: str = "float32"):
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise InbriefError(f"No model could be loaded from {path!r}: {_first_line(e)}") from None
+    model, info = loaded
     # transformers draws a missing tensor at random and only warns.
     allowed = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     _require_exact(set(info["missing_keys"]) - allowed, info["unexpected_keys"])

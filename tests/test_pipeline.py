@@ -124,7 +124,7 @@ def test_a_finished_run_is_left_alone(root: Path, capsys: pytest.CaptureFixture[
     main(["run", str(root)])
     after = tree(root)
     changed = {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
-    assert all(k.startswith("report/") or k in ("STATUS.json", "results.json", "config.yaml") for k in changed), changed
+    assert all(k.startswith("report/") or k in ("STATUS.json", "config.yaml") for k in changed), changed
     out = capsys.readouterr().out
     assert str(root / "report" / "report.html") in out and "warm start" in out
     assert "\x1b[" not in out

@@ -240,7 +240,8 @@ def _teach(run: Run, workers: int) -> None:
 
 
 def _warmstart(run: Run, workers: int) -> None:
-    run_jobs([(warmstart_part, (run.config, run.root, part)) for part in ("av", "ar")], workers)
+    todo = [part for part in ("av", "ar") if not run.stage(f"warmstart-{part}").finished()]
+    run_jobs([(warmstart_part, (run.config, run.root, part)) for part in todo], workers)
     gate(run.config, run.root)
 
 
@@ -266,8 +267,7 @@ def _report(run: Run, workers: int) -> None:
 
 def _in_parallel(job: Callable[..., None], run: Run, stage: str, names: list[Any], workers: int) -> None:
     todo = [n for n in names if not run.stage(stage, n).finished()]
-    if todo:
-        run_jobs([(job, (run.config, run.root, n)) for n in todo], workers)
+    run_jobs([(job, (run.config, run.root, n)) for n in todo], workers)
 
 
 _RUN: dict[str, Callable[[Run, int], None]] = dict(

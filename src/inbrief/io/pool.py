@@ -24,7 +24,7 @@ THREAD_ENV = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 def run_jobs(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], workers: int) -> list[Any]:
     """Results of `jobs` in order. One worker runs them here, in turn. The first failure stops what has not begun and is
     raised; what is running ends first, so that its checkpoints are whole."""
-    if workers == 1 or len(jobs) == 1:
+    if workers == 1 or len(jobs) <= 1:
         return [job(*args) for job, args in jobs]
     before = {name: os.environ.get(name) for name in THREAD_ENV}
     os.environ.update(dict.fromkeys(THREAD_ENV, "1"))  # read by a spawned worker before it imports torch

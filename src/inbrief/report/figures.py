@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -87,9 +89,11 @@ def _mark(axes, point: dict[str, Any], colour: str, marker: str, size: float) ->
 
 
 def _label(axes, marks: list[tuple[str, dict[str, Any], str]]) -> None:
-    """Label each mark beside it, above or below by whichever leaves its neighbours more room."""
+    """Label each mark (the warm start last) on the side that covers the fewest marks, labels and stretches of the line."""
     axes.figure.canvas.draw()
     where = [axes.transData.transform((p["tokens"]["mean"], p["fve"]["mean"])) for _, p, _ in marks]
+    curve = where[:-1]  # all but the warm start stand on one line
+    line = [a + (b - a) * t for a, b in pairwise(curve) for t in np.linspace(0, 1, 40)]
     taken: list[Any] = []
     for (text, p, colour), (x, y) in zip(marks, where, strict=True):
         best = None
@@ -104,8 +108,9 @@ def _label(axes, marks: list[tuple[str, dict[str, Any], str]]) -> None:
             half = {"left": 0.0, "right": -1.0, "center": -0.5}[ha]
             width, height = 14.0 * len(text) * 0.95, 24.0
             x0, y0 = x + dx * 2.2 + half * width, y + dy * 2.2
-            cost = sum(1 for qx, qy in where if x0 - 8 < qx < x0 + width + 8 and y0 - 8 < qy < y0 + height + 8)
-            cost += sum(3 for a, b, w in taken if x0 < a + w and a < x0 + width and abs(b - y0) < height)
+            inside = [x0 - 6 < qx < x0 + width + 6 and y0 - 4 < qy < y0 + height + 4 for qx, qy in (*where, *line)]
+            cost = 20 * sum(inside[: len(where)]) + sum(inside[len(where) :])
+            cost += sum(60 for a, b, w in taken if x0 < a + w and a < x0 + width and abs(b - y0) < height)
             if best is None or cost < best[0]:
                 best = (cost, dx, dy, ha, x0, y0, width)
         assert best is not None

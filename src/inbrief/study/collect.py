@@ -12,7 +12,7 @@ from inbrief import __version__
 from inbrief.config import Config
 from inbrief.data import store as stores
 from inbrief.data.store import read_table
-from inbrief.io.runfolder import SCHEMA, read_json, write_json
+from inbrief.io.runfolder import SCHEMA, identity, read_json, write_json
 from inbrief.metrics import DocumentBootstrap, fve
 from inbrief.models import checkpoints
 from inbrief.run import Run, RunName, taught
@@ -66,8 +66,14 @@ def _warm_controls(run: Run, held: Heldout, ar, rows: list[dict[str, Any]], path
 
 
 def collect(run: Run) -> dict[str, Any]:
-    """Write results.json: one ROW per run and scorer, paired differences, and the controls."""
+    """Write results.json: one ROW per run and scorer, paired differences, and the controls. Left alone when it was made
+    from these very evaluations, so that it goes on naming the code that made it."""
     c = run.config
+    path = run.root / "results.json"
+    evaluated = [run.stage("evaluate", name).identity for name in (None, *run.runs())]
+    made_from = identity(evaluated, c.evaluate.bootstrap, SCHEMA)
+    if path.is_file() and read_json(path).get("identity") == made_from:
+        return read_json(path)
     held = heldout(run.store(), c.evaluate.activations)
     bootstrap = DocumentBootstrap(held.documents, c.evaluate.bootstrap, c.evaluate.seed)
     per = c.evaluate.samples
@@ -105,8 +111,13 @@ def collect(run: Run) -> dict[str, Any]:
         for scorer in ("own", WARM)
         for point in frontier.points(trained, warm, scorer, held.base.value, bootstrap, per)
     ]
-    results |= {"baseline_normalised_mean": held.base.normalised_mean, "layer": c.model.layer, "version": __version__}
-    write_json(run.root / "results.json", results)
+    results |= {
+        "identity": made_from,
+        "baseline_normalised_mean": held.base.normalised_mean,
+        "layer": c.model.layer,
+        "version": __version__,
+    }
+    write_json(path, results)
     return results
 
 

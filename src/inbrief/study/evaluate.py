@@ -11,11 +11,13 @@ from torch import Tensor
 
 from inbrief.data.store import Store
 from inbrief.io.errors import InbriefError
+from inbrief.io.progress import track
 from inbrief.metrics import FAILED_MSE, Baseline, DocumentBootstrap, baseline, direction_mse, fve
 from inbrief.models.reconstructor import Reconstructor
 from inbrief.models.sampler import sample
 from inbrief.models.verbalizer import Verbalizer
 
+CHUNK = 256
 SAMPLES = pa.schema(
     [
         ("activation_id", pa.string()),
@@ -91,14 +93,20 @@ def sample_rows(
     cap: int,
     draw_seed: int,
 ) -> list[dict[str, Any]]:
-    """One row per activation, sample and scorer, in SAMPLES. A failed answer keeps its raw text as explanation."""
-    drawn = sample(av, held.vectors, samples, draw_seed, cap)
-    vectors = held.vectors[drawn.owners]
-    readable = [a.explanation for a in drawn.answers]
+    """One row per activation, sample and scorer, in SAMPLES, scorer by scorer. A failed answer keeps its raw text as
+    explanation."""
+    answers, owners = [], []
+    chunks = range(0, len(held.rows), CHUNK)
+    for start in track(chunks, len(chunks), f"evaluate {run}"):
+        drawn = sample(av, held.vectors[start : start + CHUNK], samples, draw_seed + start, cap)
+        answers += drawn.answers
+        owners += [start + owner for owner in drawn.owners]
+    vectors = held.vectors[owners]
+    readable = [a.explanation for a in answers]
     out = []
     for scorer, ar in scorers.items():
         mse = errors(ar, vectors, readable)
-        for i, (answer, owner) in enumerate(zip(drawn.answers, drawn.owners, strict=True)):
+        for i, (answer, owner) in enumerate(zip(answers, owners, strict=True)):
             out.append(
                 {
                     "activation_id": held.activation_ids[owner],

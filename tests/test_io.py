@@ -33,10 +33,10 @@ def test_T42_a_save_that_fails_leaves_the_previous_one_whole(tmp_path: Path):
 
 
 def test_T42_a_folder_that_only_stepped_aside_comes_back(tmp_path: Path):
-    aside = tmp_path / ".av.123.old"
+    aside = tmp_path / ".av.99999999.old"
     aside.mkdir()
     (aside / "weights").write_text("kept")
-    (tmp_path / ".av.123.tmp").mkdir()
+    (tmp_path / ".av.99999999.tmp").mkdir()
     recover(tmp_path / "av")
     assert (tmp_path / "av" / "weights").read_text() == "kept"
     assert [p.name for p in tmp_path.iterdir()] == ["av"]
@@ -113,6 +113,34 @@ def test_a_failing_job_is_raised_with_its_own_words():
     for workers in (1, 2):
         with pytest.raises(InbriefError, match="job 7 is wrong"):
             run_jobs([(double, (1,)), (fail, (7,))], workers)
+
+
+def test_ctrl_c_stops_the_pool_at_once(tmp_path: Path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import pathlib, time\n"
+        "from inbrief.io.pool import run_jobs\n"
+        "def nap(path):\n"
+        "    pathlib.Path(path).write_text('')\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        f"    run_jobs([(nap, ({str(tmp_path)!r} + f'/job{{i}}',)) for i in range(6)], 2)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("job*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.wait(timeout=20) != 0
+    time.sleep(1)
+    assert len(list(tmp_path.glob("job*"))) == 2
+
+
+def test_recover_leaves_alone_what_a_living_process_writes(tmp_path: Path):
+    mine = tmp_path / f".av.{os.getpid()}.tmp"
+    mine.mkdir()
+    recover(tmp_path / "av")
+    assert mine.is_dir()
 
 
 def test_a_worker_does_not_outlive_its_killed_parent(tmp_path: Path):

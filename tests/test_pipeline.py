@@ -83,6 +83,9 @@ def test_results_json_has_the_agreed_shape(root: Path):
         "ridge_last_8",
         "ar_catchup",
     } <= controls.keys()
+    assert controls["runs"].keys() == {"linear-0-s0", "linear-0.005-s0", "linear-0.03-s0", "ar-only-s0"}
+    for beside in controls["runs"].values():
+        assert {"shuffled", "shuffled_same_last_token", "shuffled_same_last_token_own"} <= beside.keys()
 
 
 def test_samples_parquet_has_the_agreed_columns_and_agrees_with_results(root: Path):
@@ -242,3 +245,23 @@ def test_a_trained_run_loads_and_reads_a_text(root: Path):
     assert found == nla.explain("Once there lived a brave baker named Mara.")
     with pytest.raises(InbriefError, match="name one"):
         inbrief.load(root)
+
+
+def test_evaluation_can_be_done_again_with_other_settings_and_nothing_is_retrained(root: Path, tmp_path: Path):
+    folder = tmp_path / "again"
+    shutil.copytree(root, folder)
+    before = tree(folder)
+    main(["evaluate", str(folder), "--evaluate.activations", "30", "--workers", "1"])
+    after = tree(folder)
+    assert read_json(folder / "results.json")["warm_start"]["n"] == 30
+    assert all(after[k] == v for k, v in before.items() if k.endswith(("model.safetensors", "optimizers.pt")))
+
+
+def test_the_gate_can_be_lowered_without_warm_starting_again(root: Path, tmp_path: Path):
+    folder = tmp_path / "gate"
+    shutil.copytree(root, folder)
+    with pytest.raises(SystemExit):
+        main(["warmstart", str(folder), "--warmstart.gate.min-fve", "0.99"])
+    measured = (folder / "warmstart" / "gate" / "gate.json").stat().st_mtime_ns
+    main(["warmstart", str(folder), "--warmstart.gate.min-fve", "-9"])
+    assert (folder / "warmstart" / "gate" / "gate.json").stat().st_mtime_ns == measured

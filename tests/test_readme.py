@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tiny import flags
 
 from inbrief.cli import main
+from inbrief.report.terminal import markdown
 
 ROOT = Path(__file__).parent.parent
 LONG = {"quickstart", "run", "harvest", "teach", "warmstart", "reinforce", "evaluate", "report"}
@@ -32,6 +34,20 @@ def test_T51_the_readmes_commands_run_one_after_the_other(tmp_path: Path, monkey
         main([*args, *flags(workers=1)] if fresh else [*args, "--steps", "2"] if args[0] == "pretrain" else args)
         assert capsys.readouterr().out.strip(), args
     assert (tmp_path / "runs" / "quickstart" / "report" / "report.html").is_file()
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    exec(example, {})
+    assert "FVE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("run", ["quickstart", "storyworld"])
+def test_the_readmes_tables_are_those_of_the_committed_results(run: str):
+    results = json.loads((ROOT / "docs" / "results" / run / "results.json").read_text())
+    assert markdown(results) in (ROOT / "README.md").read_text()
+
+
+def test_nothing_is_left_to_fill_in():
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        assert "@@" not in page.read_text(), page.name
 
 
 @pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)

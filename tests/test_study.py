@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 
 from inbrief.metrics import DocumentBootstrap, baseline, direction
+from inbrief.report.page import headline
 from inbrief.study import frontier
-from inbrief.study.controls import mean_vector_errors, ridge, shuffled, shuffled_within
+from inbrief.study.acceptance import claimed, falsify
+from inbrief.study.controls import mean_vector_errors, passed_on, ridge
 from inbrief.study.evaluate import Heldout, paired_delta, result_row
 
 
@@ -84,15 +88,20 @@ def test_intervals_resample_documents_not_rows():
     assert by_document["high"] - by_document["low"] > 2 * (by_row["high"] - by_row["low"])
 
 
-def test_T48_a_shuffle_gives_everyone_somebody_elses():
-    for n in (2, 3, 50):
-        order = shuffled(n, 1)
-        assert sorted(order) == list(range(n))
-        assert not (order == np.arange(n)).any()
-    keys = [1, 1, 2, 3, 3, 3]
-    within = shuffled_within(keys, 0)
-    assert within[2] == -1
-    assert all(keys[j] == keys[i] and j != i for i, j in enumerate(within) if j >= 0)
+def test_T48_everyone_gets_somebody_elses_text_from_another_document():
+    documents = [f"doc{i // 5}" for i in range(40)]
+    given = passed_on([list(range(40))], documents, 1)
+    assert sorted(given) == list(range(40))
+    assert all(documents[i] != documents[j] for i, j in enumerate(given))
+    assert list(given) != list(passed_on([list(range(40))], documents, 2))
+
+
+def test_T48_within_a_group_and_never_from_the_only_document_of_it():
+    documents = ["a", "b", "c", "d", "d", "e"]
+    groups = [[0, 1, 2], [3, 4], [5]]
+    given = passed_on(groups, documents, 0)
+    assert sorted(given[:3]) == [0, 1, 2] and all(given[i] != i for i in range(3))
+    assert list(given[3:]) == [-1, -1, -1]
 
 
 def test_the_ridge_finds_what_the_last_token_decides_and_nothing_else():
@@ -128,3 +137,40 @@ def test_no_loss_is_said_only_when_the_lower_bound_allows_it():
     assert zero["delta_fve"] is None and zero["no_loss"] is None
     assert mild["no_loss"] is True and mild["tokens_saved"]["mean"] == pytest.approx(1 / 3)
     assert hard["no_loss"] is False
+
+
+def test_the_pooled_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    boot = DocumentBootstrap([f"d{i}" for i in range(100)], 300)
+    hits = 0
+    for _ in range(200):
+        runs = [0.5 + rng.normal(0, 0.05) + rng.normal(0, 0.1, 100) for _ in range(3)]
+        ci = frontier.pooled([boot.replicates(r) for r in runs], [float(r.mean()) for r in runs])
+        hits += ci["low"] <= 0.5 <= ci["high"]
+    assert hits / 200 >= 0.91
+
+
+@pytest.mark.parametrize(
+    ("delta", "saved", "words"),
+    [
+        ((0.001, -0.010, 0.012), (0.35, 0.3, 0.4), "35% shorter than at λ = 0 with no loss"),
+        ((0.001, -0.030, 0.032), (0.35, 0.3, 0.4), "can a loss be ruled out"),
+        ((0.001, -0.010, 0.012), (-0.04, -0.1, 0.02), "For no λ > 0 that saves tokens"),
+    ],
+)
+def test_the_headline_says_no_more_than_the_intervals_allow(delta, saved, words):
+    def ci(x):
+        return dict(zip(("mean", "low", "high"), x, strict=True))
+
+    point = {
+        "lambda": 0.01, "scorer": "own", "seeds": [0], "delta_fve": ci(delta), "tokens_saved": ci(saved),
+        "no_loss": delta[1] >= frontier.NO_LOSS, "tokens": ci((40, 39, 41)), "delta_fve_warm": ci((0.1, 0.05, 0.15)),
+    }  # fmt: skip
+    assert words in headline({"frontier": [point]})
+
+
+def test_a_false_claim_leaves_the_quoted_words_alone():
+    text = 'It is set at the harbour. It ends with "... at the harbour."'
+    false = falsify(text, "place", random.Random(0))
+    assert false.endswith('"... at the harbour."') and not false.startswith("It is set at the harbour")
+    assert claimed(text) == {"place": "harbour"} and claimed('"... the harbour"') == {}

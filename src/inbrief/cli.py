@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inbrief.io.errors import InbriefError
 
@@ -36,6 +40,22 @@ def _options(args: list[str], known: dict[str, bool], verb: str) -> tuple[list[s
     return rest, found
 
 
+def _flags(kind: Any, args: list[str], prog: str, description: str, default: Any) -> Any:
+    """`default` with flags over it, by tyro. Its boxed messages become one line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, default=default, args=args, prog=prog, description=description)
+    except SystemExit as e:
+        if not e.code:
+            raise
+        words = re.sub(r"[─│╭╮╰╯━┃]+", " ", said.getvalue()).split("For full helptext")[0]
+        words = re.sub(r"For further information visit \S+", "", words)
+        raise InbriefError(" ".join(words.split()) + f" `{prog} --help` lists the flags.") from None
+
+
 def _pipeline(verb: str, last: str, args: list[str], preset: str | None = None) -> None:
     """Run the stages up to `last` on a preset, a YAML file or a run folder, with flags over its settings."""
     rest, options = _options(args, {"--out": True}, verb)
@@ -51,13 +71,12 @@ def _pipeline(verb: str, last: str, args: list[str], preset: str | None = None) 
 
     config = settings.load(target)
     if rest:
-        import tyro
-
         prog = f"inbrief {verb}" + ("" if preset else f" {target}")
-        flags = tyro.cli(settings.Config, default=config, args=rest, prog=prog, description=VERBS[verb].help)
+        flags = _flags(settings.Config, rest, prog, f"{VERBS[verb].help} --out DIR: the run folder.", default=config)
         config = settings.parse(flags.model_dump(), "flags")
     out = options.get("--out")
-    root = Path(out) if out else Path(target) if Path(target).is_dir() else Path("runs") / Path(target).stem
+    resumed = target not in settings.presets() and Path(target).is_dir()
+    root = Path(out) if out else Path(target) if resumed else Path("runs") / Path(target).stem
     from inbrief import pipeline
 
     pipeline.run_stages(config, root, last)
@@ -76,7 +95,13 @@ def _stage(name: str, last: str | None = None) -> Callable[[list[str]], None]:
 def _explain(args: list[str]) -> None:
     known = {"--position": True, "--nla": True, "--seed": True, "--json": False}
     rest, options = _options(args, known, "explain")
-    if len(rest) != 1 or rest[0].startswith("-"):
+    if rest[:1] == ["--"]:
+        rest = rest[1:]
+    elif rest and rest[0].startswith("-"):
+        raise InbriefError(
+            f"There is no flag {rest[0]!r} (before a text that begins with a dash, write `--`): {VERBS['explain'].usage}"
+        )
+    if len(rest) != 1:
         raise InbriefError(f"Give one text: {VERBS['explain'].usage}")
     try:
         position, seed = int(options.get("--position", "-1")), int(options.get("--seed", "0"))
@@ -88,7 +113,8 @@ def _explain(args: list[str]) -> None:
     if "--json" in options:
         print(json.dumps(found.as_dict(), ensure_ascii=False))
         return
-    print(found.explanation)
+    # Explanations are model output: nothing in them may drive a terminal.
+    print(re.sub(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]", "�", found.explanation))
     fidelity = f"FVE {found.fve:.3f}" if found.fve is not None else f"cosine {found.cosine:.3f}"
     note = "" if found.extracted else "  (failed: cut off or unreadable)"
     print(
@@ -112,11 +138,9 @@ def _pretrain(args: list[str]) -> None:
     rest, options = _options(args, {"--out": True}, "pretrain")
     if not rest or rest[0] != "storyworld" or "--out" not in options:
         raise InbriefError(f"Name the corpus and the folder: {VERBS['pretrain'].usage}")
-    import tyro
-
     from inbrief.training.pretrain import Pretrain, pretrain_storyworld
 
-    settings = tyro.cli(Pretrain, args=rest[1:], prog="inbrief pretrain storyworld")
+    settings = _flags(Pretrain, rest[1:], "inbrief pretrain storyworld", VERBS["pretrain"].help, default=Pretrain())
     print(json.dumps(pretrain_storyworld(Path(options["--out"]), settings)))
 
 
@@ -213,8 +237,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except InbriefError as e:
         print(f"inbrief: {e}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as e:
+        print(f"inbrief: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("inbrief: interrupted; the same command goes on from here.", file=sys.stderr)
+        print("inbrief: interrupted. A run goes on where it was when the same command is given again.", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from inbrief.contract.contract import Injection
 from inbrief.io.errors import InbriefError
-
-Positive = Field(gt=0)
 
 
 class Section(BaseModel):
@@ -68,7 +67,7 @@ class Data(Section):
     """Positions before this one are never taken."""
     max_tokens: int = Field(default=256, gt=0)
     """A document is read up to here."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Decides the corpus where it is generated, the positions and the split."""
     split: Split = Split()
     """Shares of documents: warm-start AV, warm-start AR, reinforcement, held-out."""
@@ -77,7 +76,7 @@ class Data(Section):
 class Teacher(Section):
     kind: Literal["storyworld", "rules"] = "storyworld"
     """Who writes the warm-start explanations."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class Fit(Section):
@@ -107,7 +106,7 @@ class Gate(Section):
 class Warmstart(Section):
     av: Fit = Fit(steps=500, batch=32, lr=2e-3)
     ar: Fit = Fit(steps=400, batch=48, lr=1e-3)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     micro_tokens: int = Field(default=1024, gt=0)
     """Tokens per forward pass: rows of like length share one. Large on a GPU; on a CPU small ones waste less padding."""
     gate: Gate = Gate()
@@ -145,6 +144,12 @@ class Reinforce(Section):
     no_spread_warning: int = Field(default=5, gt=0)
     """Warn after so many steps in a row in which every group has zero length spread."""
 
+    @model_validator(mode="after")
+    def _seeds(self) -> Reinforce:
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"reinforce.seeds must be distinct whole numbers ≥ 0, at least one; got {self.seeds}")
+        return self
+
 
 class Penalty(Section):
     kind: Literal["linear"] = "linear"
@@ -155,19 +160,23 @@ class Penalty(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Penalty:
-        if not self.values or len(set(self.values)) < len(self.values) or min(self.values) < 0:
-            raise ValueError(f"penalty.values must be distinct numbers ≥ 0, at least one; got {self.values}")
+        # Distinct as they are written: a run's folder carries its value.
+        good = all(math.isfinite(v) and v >= 0 for v in self.values) and len({f"{v:g}" for v in self.values}) == len(
+            self.values
+        )
+        if not self.values or not good:
+            raise ValueError(f"penalty.values must be distinct finite numbers ≥ 0, at least one; got {self.values}")
         return self
 
 
 class Evaluate(Section):
-    activations: int = Field(default=1000, gt=0)
-    """Held-out activations, whole documents first come."""
+    activations: int = Field(default=1000, ge=2)
+    """Held-out activations, in corpus order."""
     samples: int = Field(default=1, gt=0)
     """Explanations per activation."""
     bootstrap: int = Field(default=2000, ge=100)
     """Resamplings of documents behind each interval."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     catchup: bool = True
     """Also train an AR alone on the frozen AV's text: how much of the gain is the AR catching up."""
 
@@ -191,12 +200,6 @@ class Config(Section):
     workers: int = Field(default=2, gt=0)
     """Single-threaded processes side by side where stages are independent (CPU)."""
 
-    @model_validator(mode="after")
-    def _agree(self) -> Config:
-        if self.reinforce.advantage == "std" and self.reinforce.group < 2:
-            raise ValueError("reinforce.group must be at least 2 where advantages are divided by a standard deviation")
-        return self
-
 
 def presets() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in _preset_dir().iterdir() if p.name.endswith(".yaml"))
@@ -209,21 +212,21 @@ def _preset_dir() -> Path:
 def load(target: str | Path) -> Config:
     """The config of a preset, a YAML file or a run folder. Raises InbriefError with the nearest name for a typo."""
     path = Path(target)
-    if path.is_dir():
+    if str(target) in presets():  # a folder of that name is ./NAME
+        path = _preset_dir() / f"{target}.yaml"
+    elif path.is_dir():
         path = path / "config.yaml"
         if not path.is_file():
             raise InbriefError(f"A run folder holds config.yaml; {target} has none.")
     elif not path.is_file():
-        if str(target) not in presets():
-            near = difflib.get_close_matches(str(target), presets(), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InbriefError(
-                f"{target!r} is neither a preset ({', '.join(presets())}) nor a YAML file nor a run folder.{hint}"
-            )
-        path = _preset_dir() / f"{target}.yaml"
+        near = difflib.get_close_matches(str(target), presets(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InbriefError(
+            f"{str(target)!r} is neither a preset ({', '.join(presets())}) nor a YAML file nor a run folder.{hint}"
+        )
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as e:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise InbriefError(f"{path} must be YAML: {' '.join(str(e).split())}") from None
     return parse(raw, str(path))
 

@@ -54,6 +54,7 @@ class NLA:
             )
         self.av, self.ar = av, ar
         self.target_path = target or av.contract.base_model
+        self.dtype = str(av.model.dtype).removeprefix("torch.")
 
     @property
     def contract(self) -> Contract:
@@ -72,7 +73,12 @@ class NLA:
             raise InbriefError(
                 f"The target's tokenizer must be {self.contract.tokenizer_sha}; {self.target_path!r} has {sha}."
             )
-        return checkpoints.load_target(self.target_path, revision)
+        if (found := checkpoints.revision_of(self.target_path, revision)) != self.contract.revision:
+            raise InbriefError(
+                f"This NLA was trained on the weights {self.contract.revision} of its target; {self.target_path!r} holds {found}. Say where "
+                "the right ones lie with load(…, target=PATH)."
+            )
+        return checkpoints.load_target(self.target_path, revision, self.dtype)
 
     def read(self, text: str, positions: Sequence[int]) -> tuple[list[int], Tensor]:
         """(token ids of `text`, raw activations [len(positions), d] at layer K). Negative positions count from the end."""

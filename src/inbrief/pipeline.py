@@ -13,24 +13,35 @@ import numpy as np
 import torch
 
 from inbrief import __version__
-from inbrief.config import Config
+from inbrief.config import Config, dump
 from inbrief.contract.contract import Contract, check_marker, prompt_ids, tokenizer_sha, verify
 from inbrief.data import store as stores
+from inbrief.data.corpora import documents
 from inbrief.data.harvest import Harvester
-from inbrief.data.teachers import TEACHERS, teach
-from inbrief.io.errors import InbriefError
+from inbrief.data.teachers import teach
 from inbrief.io.pool import run_jobs
 from inbrief.io.progress import clock, track
-from inbrief.io.runfolder import SCHEMA, write_json
+from inbrief.io.runfolder import SCHEMA, atomic_path, locked, read_json, write_json
 from inbrief.metrics import baseline
 from inbrief.models import checkpoints
 from inbrief.models.architectures import check_layer
 from inbrief.models.verbalizer import Verbalizer
-from inbrief.run import Run, RunName, open_run, taught
+from inbrief.run import Run, RunName, check_folder, taught
+from inbrief.study.evaluate import heldout
 from inbrief.training.reinforce import Reinforcer
-from inbrief.training.warmstart import fit_reconstructor, fit_verbalizer, measure_gate
+from inbrief.training.warmstart import GateReport, fit_reconstructor, fit_verbalizer, measure_gate
 
 STAGES = ("harvest", "teach", "warmstart", "reinforce", "evaluate", "report")
+
+
+def preflight(config: Config) -> None:
+    """Raises InbriefError for what can be seen to be wrong before anything is written or computed."""
+    m = config.model
+    tokenizer = checkpoints.load_tokenizer(m.path, m.revision)
+    check_marker(tokenizer, m.marker)
+    architecture = checkpoints.target_config(m.path, m.revision)
+    check_layer(architecture, m.layer)
+    documents(config.data)
 
 
 # The jobs: module-level functions of (config, root, …), so that a worker process can run them.
@@ -44,8 +55,6 @@ def harvest(config: Config, root: Path) -> None:
         return
     path, revision = config.model.path, config.model.revision
     tokenizer = checkpoints.load_tokenizer(path, revision)
-    check_marker(tokenizer, config.model.marker)
-    check_layer(checkpoints.target_config(path, revision), config.model.layer)
     with stage.running():
         target = checkpoints.load_target(path, revision, config.model.dtype)
         Harvester(config, target, tokenizer, run.revision).run(run.data)
@@ -97,8 +106,6 @@ def write_explanations(config: Config, root: Path) -> None:
     if stage.finished():
         return
     harvested = run.store()
-    if config.teacher.kind not in TEACHERS:
-        raise InbriefError(f"teacher.kind must be one of {', '.join(TEACHERS)}; got {config.teacher.kind!r}.")
     with stage.running():
         columns = zip(*(harvested.column(c) for c in ("activation_id", "split", "text")), strict=True)
         wanted = [(a, s, t) for a, s, t in columns if s != "rl"]
@@ -154,26 +161,29 @@ def warmstart_part(config: Config, root: Path, part: str) -> None:
             checkpoints.save_reconstructor(ar, run.warm / "ar")
 
 
-def gate(config: Config, root: Path) -> None:
-    """Measure the warm start; raises InbriefError with the reasons when it must not go on."""
+def gate(config: Config, root: Path) -> GateReport:
+    """Measure the warm start once; raises InbriefError with the reasons when it must not go on. The thresholds may change
+    without measuring again."""
     run = Run(config, root)
     stage = run.stage("gate")
     settings = config.warmstart.gate
-    if stage.finished():
-        return
-    with stage.running():
-        harvested = run.store()
-        # Spread over the split, so that neighbouring positions of one document do not fill the gate.
-        rows = harvested.rows("heldout")
-        rows = rows[np.linspace(0, len(rows) - 1, min(settings.samples, len(rows))).astype(int)]
-        av = checkpoints.load_verbalizer(run.warm / "av", config.model.dtype)
-        ar = checkpoints.load_reconstructor(run.warm / "ar", config.model.dtype)
-        report = measure_gate(av, ar, harvested.vectors(rows), config.reinforce.cap, config.warmstart.seed)
-        write_json(stage.folder / "gate.json", {"schema": SCHEMA, **report.record()})
-        say(
-            f"gate: FVE {report.fve:.3f} (shuffled {report.fve_shuffled:.3f}), {report.tokens:.1f} tokens, length sd {report.length_sd:.1f}"
-        )
-        report.require(settings)
+    path = stage.folder / "gate.json"
+    if not stage.finished():
+        with stage.running():
+            harvested = run.store()
+            # Spread over the split, so that neighbouring positions of one document do not fill the gate.
+            rows = harvested.rows("heldout")
+            rows = rows[np.linspace(0, len(rows) - 1, min(settings.samples, len(rows))).astype(int)]
+            av = checkpoints.load_verbalizer(run.warm / "av", config.model.dtype)
+            ar = checkpoints.load_reconstructor(run.warm / "ar", config.model.dtype)
+            vectors = harvested.vectors(rows)
+            report = measure_gate(av, ar, vectors, config.reinforce.cap, config.warmstart.seed)
+            write_json(path, {"schema": SCHEMA, **report.record()})
+    found = read_json(path)
+    found.pop("schema")
+    report = GateReport(**found)
+    report.require(settings)
+    return report
 
 
 def reinforce_one(config: Config, root: Path, name: RunName) -> None:
@@ -208,31 +218,38 @@ def reinforce_one(config: Config, root: Path, name: RunName) -> None:
 def run_stages(config: Config, root: Path, last: str = "report") -> Path:
     """Run every stage up to `last`; what is done is left alone, what was cut short goes on. Returns the root.
 
-    Raises InbriefError on any mistake the user can mend; STATUS.json then says where it stopped.
+    Raises InbriefError on any mistake the user can mend: before anything is written where that can be seen, otherwise
+    STATUS.json says where it stopped.
     """
-    run = open_run(config, root)
-    workers = 1 if torch.cuda.is_available() else config.workers
-    if workers > 1:
-        torch.set_num_threads(1)
-    began = time.monotonic()
-    seconds: dict[str, float] = {}
-    for name in STAGES[: STAGES.index(last) + 1]:
-        stage_began = time.monotonic()
-        _status(run, name, "running", seconds)
-        try:
-            _RUN[name](run, workers)
-        except InbriefError:
-            _status(run, name, "failed", seconds)
-            raise
-        seconds[name] = round(time.monotonic() - stage_began, 1)
-        say(f"{name:<10} {clock(seconds[name]):>7}")
-    _status(run, last, "done", seconds)
-    say(f"{'total':<10} {clock(time.monotonic() - began):>7}")
+    check_folder(config, root)
+    preflight(config)
+    with locked(root):
+        with atomic_path(root / "config.yaml") as temporary:
+            temporary.write_text(dump(config), encoding="utf-8")
+        run = Run(config, root)
+        workers = 1 if checkpoints.device().type == "cuda" else config.workers
+        if workers > 1:
+            torch.set_num_threads(1)
+        began = time.monotonic()
+        seconds: dict[str, float] = {}
+        for name in STAGES[: STAGES.index(last) + 1]:
+            stage_began = time.monotonic()
+            _status(run, name, "running", seconds)
+            try:
+                _RUN[name](run, workers)
+            except BaseException as e:
+                _status(run, name, "interrupted" if isinstance(e, KeyboardInterrupt) else "failed", seconds)
+                raise
+            seconds[name] = round(time.monotonic() - stage_began, 1)
+            say(f"{name:<10} {clock(seconds[name]):>7}")
+        _status(run, last, "done", seconds)
+        say(f"{'total':<10} {clock(time.monotonic() - began):>7}")
     return root
 
 
 def _harvest(run: Run, workers: int) -> None:
     harvest(run.config, run.root)
+    heldout(run.store(), run.config.evaluate.activations)  # too few is better known now than after the training
 
 
 def _teach(run: Run, workers: int) -> None:
@@ -242,7 +259,10 @@ def _teach(run: Run, workers: int) -> None:
 def _warmstart(run: Run, workers: int) -> None:
     todo = [part for part in ("av", "ar") if not run.stage(f"warmstart-{part}").finished()]
     run_jobs([(warmstart_part, (run.config, run.root, part)) for part in todo], workers)
-    gate(run.config, run.root)
+    report = gate(run.config, run.root)
+    say(
+        f"gate: FVE {report.fve:.3f} (shuffled {report.fve_shuffled:.3f}), {report.tokens:.1f} tokens, length sd {report.length_sd:.1f}"
+    )
 
 
 def _reinforce(run: Run, workers: int) -> None:
@@ -285,7 +305,7 @@ def _status(run: Run, stage: str, state: str, seconds: dict[str, float]) -> None
         "updated": stamp,
         "version": __version__,
     }
-    write_json(run.root / "STATUS.json", {**record, "seconds": seconds})
+    write_json(run.root / "STATUS.json", {**record, "seconds_this_session": seconds})
 
 
 def say(line: str) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from inbrief.config import Config, dump, parse
+from inbrief.config import Config, load
 from inbrief.data.store import Store, read_table
 from inbrief.io.errors import InbriefError
-from inbrief.io.runfolder import SCHEMA, Stage, atomic_path, identity
+from inbrief.io.runfolder import LOCK_FILE, SCHEMA, Stage, identity
 from inbrief.models import checkpoints
 
 CATCHUP = "ar-only"
-ADDITIVE = {("workers",), ("penalty", "values"), ("reinforce", "seeds"), ("report", "examples")}
-"""Settings that may change in a used folder: they add runs or change the display, never a finished result."""
+FREE = (("workers",), ("penalty", "values"), ("reinforce", "seeds"), ("warmstart", "gate"), ("evaluate",), ("report",))
+"""Settings that may change in a used folder: they add runs, measure again or change the display, but retrain nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,7 @@ class Run:
 
     @cached_property
     def revision(self) -> str:
-        """Names the base model's weights: the Hub revision, or a hash of the local files."""
-        path = Path(checkpoints.resolve(self.config.model.path))
-        if not path.is_dir():
-            return self.config.model.revision or "main"
-        digest = hashlib.sha256()
-        for file in sorted(path.glob("*.safetensors")):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:16]
+        return checkpoints.revision_of(self.config.model.path, self.config.model.revision)
 
     @property
     def data(self) -> Path:
@@ -66,7 +56,9 @@ class Run:
         """λ by λ, seed by seed; the AR-only control last, with the first seed."""
         c = self.config
         names = [RunName(c.penalty.kind, v, s) for s in c.reinforce.seeds for v in c.penalty.values]
-        return [*names, RunName(CATCHUP, None, c.reinforce.seeds[0])] if c.evaluate.catchup else names
+        # A frozen AR has nothing to catch up with.
+        catchup = c.evaluate.catchup and c.reinforce.ar == "cotrained"
+        return [*names, RunName(CATCHUP, None, c.reinforce.seeds[0])] if catchup else names
 
     def store(self) -> Store:
         return Store(self.data)
@@ -88,7 +80,9 @@ class Run:
             case "warmstart-ar":
                 return Stage(self.warm / "ar-fit", name, warm_ar)
             case "gate":
-                return Stage(self.warm / "gate", name, identity(warm_av, warm_ar, w["gate"]))
+                measured = identity(warm_av, warm_ar, w["gate"]["samples"])
+                return Stage(self.warm / "gate", name, measured, replaceable=True)
+        evaluated = c.evaluate.model_dump(exclude={"catchup"})
         reinforce = c.reinforce.model_dump(exclude={"seeds", "micro_tokens", "checkpoint_every"})
         penalty = c.penalty.model_dump(exclude={"values"})
         trained = identity(warm_av, warm_ar, reinforce, penalty, run and (run.value, run.seed))
@@ -96,14 +90,10 @@ class Run:
             case "reinforce", RunName():
                 return Stage(self.folder(run), name, trained)
             case "evaluate", RunName():
-                return Stage(
-                    self.folder(run) / "evaluation",
-                    name,
-                    identity(trained, c.evaluate.model_dump(exclude={"bootstrap"})),
-                )
+                return Stage(self.folder(run) / "evaluation", name, identity(trained, evaluated), replaceable=True)
             case "evaluate", None:
-                warm = identity(warm_av, warm_ar, c.evaluate.model_dump(exclude={"bootstrap"}))
-                return Stage(self.warm / "evaluation", name, warm)
+                warm = identity(warm_av, warm_ar, evaluated)
+                return Stage(self.warm / "evaluation", name, warm, replaceable=True)
         raise ValueError(f"no stage {name!r}")
 
 
@@ -113,23 +103,19 @@ def taught(run: Run) -> dict[str, str]:
     return {r["activation_id"]: r["explanation"] for r in rows}
 
 
-def open_run(config: Config, root: Path) -> Run:
-    """Claim `root` for `config`. Raises InbriefError when it holds a run with other settings."""
+def check_folder(config: Config, root: Path) -> None:
+    """Raises InbriefError when `root` holds a run with settings that cannot change, or something else; writes nothing."""
     path = root / "config.yaml"
     if path.is_file():
-        before = parse(yaml.safe_load(path.read_text()), str(path)).model_dump()
-        if changed := [k for k in _differences(before, config.model_dump()) if k not in ADDITIVE]:
+        before, now = load(root).model_dump(), config.model_dump()
+        if changed := [k for k in _differences(before, now) if not any(k[: len(f)] == f for f in FREE)]:
             key = changed[0]
             raise InbriefError(
-                f"{root} holds a run with other settings: {'.'.join(key)} is {_at(before, key)!r} there and {_at(config.model_dump(), key)!r} "
-                f"now ({len(changed)} differ). Use another folder (--out), or go on with `inbrief run {root}`."
+                f"{root} holds a run with other settings: {'.'.join(key)} is {_at(before, key)!r} there and {_at(now, key)!r} now "
+                f"({len(changed)} differ). Use another folder (--out), or go on with `inbrief run {root}`."
             )
-    elif root.exists() and any(root.iterdir()):
+    elif root.exists() and (not root.is_dir() or any(p.name != LOCK_FILE for p in root.iterdir())):
         raise InbriefError(f"A new run needs an empty folder; {root} holds other files. Choose another with --out.")
-    root.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(dump(config))
-    return Run(config, root)
 
 
 def _differences(a: Any, b: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

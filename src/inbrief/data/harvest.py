@@ -20,6 +20,7 @@ from inbrief.io.errors import InbriefError
 from inbrief.io.progress import Progress
 from inbrief.models.architectures import blocks, check_layer, decoder
 from inbrief.models.batching import length_batches, pad_right
+from inbrief.models.injection import check_vectors
 
 PART_DOCUMENTS = 1000
 MAX_TOKENS_PER_BATCH = 16384
@@ -98,7 +99,13 @@ class Harvester:
                 part += 1
         if part == 0:
             raise InbriefError(f"The corpus {data.corpus!r} must hold at least one document; it is empty.")
-        check_disjoint(store.Store(folder))
+        harvested = store.Store(folder)
+        if len(harvested) == 0:
+            raise InbriefError(
+                f"At least one document must have more than data.min_position = {data.min_position} tokens; none has. Lower it or "
+                "choose longer documents."
+            )
+        check_disjoint(harvested)
 
     def _part(self, folder: Path, part: int, block: list[Document]) -> None:
         data, layer = self.config.data, self.config.model.layer
@@ -115,12 +122,9 @@ class Harvester:
             rows[i] = [self._row(block[i], row, p) for p in chosen]
             vectors[i] = hidden[chosen]
         order = sorted(rows)
-        if not order:
-            raise InbriefError(
-                f"At least one document of each {PART_DOCUMENTS} must have more than data.min_position = {data.min_position} "
-                "tokens; none has. Lower it or choose longer documents."
-            )
-        store.write_part(folder, part, [r for i in order for r in rows[i]], torch.cat([vectors[i] for i in order]))
+        found = torch.cat([torch.empty(0, self.model.config.hidden_size), *(vectors[i] for i in order)])  # pyright: ignore
+        check_vectors(found, found.shape[1])
+        store.write_part(folder, part, [r for i in order for r in rows[i]], found)
 
     def _row(self, document: Document, ids: list[int], position: int) -> dict:
         data = self.config.data

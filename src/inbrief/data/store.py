@@ -54,7 +54,7 @@ class Store:
         paths = sorted(folder.glob("part-*.parquet"))
         if not paths:
             raise InbriefError(f"{folder} must hold harvested activations; it holds none. Run `inbrief harvest` first.")
-        tables = [pq.read_table(p) for p in paths]
+        tables = [_parquet(p) for p in paths]
         self.index = pa.concat_tables(tables)
         self._shards = [p.with_suffix(".safetensors") for p in paths]
         self._first = np.cumsum([0, *(t.num_rows for t in tables)])
@@ -94,6 +94,10 @@ class Store:
             got = self._shard(int(part))[torch.from_numpy(rows[where] - self._first[part])].float()
             if out is None:
                 out = torch.empty(len(rows), got.shape[1])
+            elif got.shape[1] != out.shape[1]:
+                raise InbriefError(
+                    f"Every vector must have one width; {self.folder} holds {out.shape[1]} and {got.shape[1]}."
+                )
             out[torch.from_numpy(where)] = got
         if out is None:
             raise InbriefError("At least one activation must be asked for.")
@@ -109,4 +113,13 @@ def write_table(path: Path, rows: list[dict], schema: pa.Schema | None = None) -
 def read_table(path: Path) -> list[dict]:
     if not path.is_file():
         raise InbriefError(f"{path} must exist; it does not. Run the stage that writes it first.")
-    return pq.read_table(path).to_pylist()
+    return _parquet(path).to_pylist()
+
+
+def _parquet(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as e:
+        raise InbriefError(
+            f"{path} must be a whole parquet file; reading failed ({e}). Delete it and run its stage again."
+        ) from None

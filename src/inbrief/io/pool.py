@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,22 +33,25 @@ def run_jobs(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], workers
     slots = context.Queue()
     for slot in range(workers):
         slots.put(slot)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(slots, os.getpid()))
     try:
-        with ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start_worker, initargs=(slots, os.getpid())
-        ) as pool:
-            futures = [pool.submit(job, *args) for job, args in jobs]
-            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in waiting:
-                future.cancel()
-            for future in done:
-                future.result()
-            return [future.result() for future in futures]
+        futures = [pool.submit(job, *args) for job, args in jobs]
+        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in waiting:
+            future.cancel()
+        for future in done:
+            future.result()
+        return [future.result() for future in futures]
     except BrokenProcessPool:
         raise InbriefError(
             "A worker process died (killed, or out of memory). Run the same command again: it resumes. --workers 1 needs less memory."
         ) from None
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.terminate()  # saves are atomic, so a worker may end anywhere
+        raise
     finally:
+        pool.shutdown(cancel_futures=True)
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
@@ -55,6 +59,7 @@ def run_jobs(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], workers
 def _start_worker(slots, parent: int) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     torch.set_num_threads(1)
     os.environ[SLOT_ENV] = str(slots.get())
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from inbrief.io.runfolder import atomic_path
+
 T = TypeVar("T")
 PLAIN_EVERY_S = 20.0
 SLOT_ENV = "INBRIEF_PROGRESS_SLOT"
@@ -56,8 +58,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None or self.bar is not None:
+            self.close()
 
 
 def track(items: Iterable[T], total: int, label: str, unit: str = "batch") -> Iterator[T]:
@@ -81,7 +84,8 @@ class MetricsLog:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_metrics(path) if line["step"] < keep] if path.exists() else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, step: int, **values: Any) -> None:
         """One line; a number that is not finite stands as null, which JSON has a word for."""

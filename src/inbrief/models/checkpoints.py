@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,25 @@ def resolve(path: str) -> str:
     return path
 
 
+def device() -> torch.device:
+    """Where models are put: the first GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache
+def revision_of(path: str, revision: str | None = None) -> str:
+    """Names a base model's weights: a hash of the local files, or the Hub commit."""
+    folder = Path(resolve(path))
+    if not folder.is_dir():
+        return getattr(target_config(path, revision), "_commit_hash", None) or revision or "main"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as f:
+            while block := f.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
 def load_tokenizer(path: str, revision: str | None = None):
     try:
         return AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=False)
@@ -71,7 +92,7 @@ def load_target(path: str, revision: str | None = None, dtype: str = "float32"):
     # transformers draws a missing tensor at random and only warns.
     allowed = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     _require_exact(set(info["missing_keys"]) - allowed, info["unexpected_keys"])
-    return model.eval()
+    return model.eval().to(device())
 
 
 def target_config(path: str, revision: str | None = None):
@@ -97,7 +118,7 @@ def load_verbalizer(folder: Path, dtype: str = "float32") -> Verbalizer:
         model, _read(folder / WEIGHTS), allowed_missing={"lm_head.weight"} if config.tie_word_embeddings else set()
     )
     model.tie_weights()
-    return Verbalizer(model.eval(), tokenizer, contract).eval()
+    return Verbalizer(model, tokenizer, contract).eval().to(device())
 
 
 def new_reconstructor(target, tokenizer, contract: Contract) -> Reconstructor:
@@ -105,7 +126,7 @@ def new_reconstructor(target, tokenizer, contract: Contract) -> Reconstructor:
     ar = _empty_reconstructor(cut_config(target.config, contract.layer + 1), tokenizer, contract, target.dtype)
     kept = ar.backbone.state_dict().keys()
     ar.backbone.load_state_dict({k: v.clone() for k, v in decoder(target).state_dict().items() if k in kept})
-    return ar
+    return ar.to(target.device)
 
 
 def save_reconstructor(ar: Reconstructor, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -126,7 +147,7 @@ def load_reconstructor(folder: Path, dtype: str = "float32") -> Reconstructor:
     ar = _empty_reconstructor(config, tokenizer, contract, getattr(torch, dtype))
     _load_state(ar.backbone, {k.removeprefix("model."): v for k, v in _read(folder / WEIGHTS).items()}, set())
     _load_state(ar.head, _read(folder / HEAD), set())
-    return ar.eval()
+    return ar.eval().to(device())
 
 
 def _empty_reconstructor(config, tokenizer, contract: Contract, dtype: torch.dtype) -> Reconstructor:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from inbrief.contract.contract import Contract
 from inbrief.data.store import read_table
 from inbrief.io.runfolder import atomic_path, read_json
 from inbrief.metrics import Interval
@@ -39,25 +40,28 @@ def write(run: Run) -> None:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    source = resources.files("inbrief.report").joinpath("page.html").read_text()
+    source = resources.files("inbrief.report").joinpath("page.html").read_text(encoding="utf-8")
     with atomic_path(run.root / "report") as folder:
         folder.mkdir()
         figures.tradeoff(results, folder)
-        svg = (folder / "tradeoff.svg").read_text()
+        svg = (folder / "tradeoff.svg").read_text(encoding="utf-8")
         page = environment.from_string(source).render(
             title=run.root.name,
             figure=Markup(svg[svg.index("<svg") :]),  # drawn from numbers alone
             results=results,
             points=[p for p in results["frontier"] if p["scorer"] == "own"],
             strict={p["lambda"]: p for p in results["frontier"] if p["scorer"] == "warm_start"},
+            by_value={
+                n.value: results["controls"]["runs"][n.folder] for n in reversed(run.runs()) if n.value is not None
+            },
             controls=[(CONTROL_NAMES[k], v) for k, v in results["controls"].items() if k in CONTROL_NAMES],
             headline=headline(results),
             examples=examples(run),
             ramp=[tint(x) for x in np.linspace(0, 1, 9)],
             spread=spread,
-            contract=checkpoints.Contract.load(run.data),
+            contract=Contract.load(run.data),
         )
-        (folder / "report.html").write_text(page)
+        (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def headline(results: dict[str, Any]) -> str:
@@ -67,18 +71,18 @@ def headline(results: dict[str, Any]) -> str:
         return "No penalised run stands beside λ = 0 yet."
     seeds = len(points[0]["seeds"])
     scope = f"over {seeds} seeds" if seeds > 1 else "in this run only"
-    good = [p for p in points if p["no_loss"]]
-    if good:
-        best = max(good, key=lambda p: p["tokens_saved"]["mean"])
+    free = [p for p in points if p["no_loss"] and p["tokens_saved"]["low"] > 0]
+    if free:
+        best = max(free, key=lambda p: p["tokens_saved"]["mean"])
         first = (
             f"At λ = {best['lambda']:g} explanations are {best['tokens_saved']['mean']:.0%} shorter than at λ = 0 with no loss of FVE "
             f"({number(best['delta_fve'], sign=True)}, {scope})."
         )
     else:
-        mild = max(points, key=lambda p: p["delta_fve"]["mean"])
+        least = max(points, key=lambda p: p["delta_fve"]["mean"])
         first = (
-            f"No λ > 0 is without loss: the mildest, λ = {mild['lambda']:g}, changes FVE by {number(mild['delta_fve'], sign=True)} for "
-            f"{mild['tokens_saved']['mean']:.0%} fewer tokens ({scope})."
+            f"For no λ > 0 that saves tokens can a loss be ruled out; the least is at λ = {least['lambda']:g}: FVE "
+            f"{number(least['delta_fve'], sign=True)} at {least['tokens_saved']['mean']:.0%} of the tokens saved ({scope})."
         )
     last = points[-1]
     fate = (
@@ -91,14 +95,13 @@ def headline(results: dict[str, Any]) -> str:
     return f"{first} At λ = {last['lambda']:g}, {last['tokens']['mean']:.0f} tokens remain and FVE is {fate} the warm start."
 
 
-def spread(ci: Interval | None, sign: bool = False) -> Markup:
+def spread(ci: Interval | None, digits: int = 3, sign: bool = False) -> Markup:
     """A mean with its interval in small figures."""
     if ci is None:
         return Markup("–")
-    f = "+.3f" if sign else ".3f"
-    return Markup("{} <small>{} to {}</small>").format(
-        *(f"{ci[k]:{f}}".replace("-", "−") for k in ("mean", "low", "high"))
-    )
+    f = f"{'+' if sign else ''}.{digits}f"
+    shown = (f"{ci[k]:{f}}".replace("-", "−") for k in ("mean", "low", "high"))
+    return Markup("{} <small>{} to {}</small>").format(*shown)
 
 
 def tint(fve: float) -> str:

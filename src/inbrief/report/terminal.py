@@ -32,15 +32,25 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The frontier under each run's own AR: name, tokens, saved, FVE, paired differences. The first row is the header."""
     warm = results["warm_start"]
     out = [
-        ("", "tokens", "saved", "FVE", "ΔFVE to λ=0", "ΔFVE to warm start"),
-        ("warm start", number(warm["tokens"], 1), "", number(warm["fve"]), "", ""),
+        ("", "tokens", "saved", "FVE", "ΔFVE to λ=0", "ΔFVE to warm start", "readable"),
+        ("warm start", number(warm["tokens"], 1), "", number(warm["fve"]), "", "", f"{warm['extraction_rate']:.1%}"),
     ]
     for p in results["frontier"]:
         if p["scorer"] == "own":
             saved = f"{p['tokens_saved']['mean']:.0%}" if p["tokens_saved"] else ""
             delta = number(p["delta_fve"], sign=True) + (" no loss" if p["no_loss"] else "") if p["delta_fve"] else ""
             warm_delta = number(p["delta_fve_warm"], sign=True)
-            out.append((f"λ={p['lambda']:g}", number(p["tokens"], 1), saved, number(p["fve"]), delta, warm_delta))
+            out.append(
+                (
+                    f"λ={p['lambda']:g}",
+                    number(p["tokens"], 1),
+                    saved,
+                    number(p["fve"]),
+                    delta,
+                    warm_delta,
+                    f"{p['extraction_rate']:.1%}",
+                )
+            )
     return out
 
 
@@ -60,8 +70,8 @@ def summary(root: Path) -> str:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in body:
         table.add_row(*row)
-    console = Console(width=118)
+    console = Console(width=160)  # wider than any row, so that no number is ever cut
     with console.capture() as captured:
         console.print(table)
-        console.print(f"\n{root / 'report' / 'report.html'}", style="bold", soft_wrap=True)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join([*lines, "", str(root / "report" / "report.html")])

@@ -18,10 +18,9 @@ from inbrief.metrics import DocumentBootstrap, direction
 from inbrief.models import checkpoints
 from inbrief.run import Run, taught
 from inbrief.storyworld import world
-from inbrief.study.controls import ridge_controls
+from inbrief.study.controls import ridge_controls, ridge_training
 from inbrief.study.evaluate import errors, heldout
 
-TRAIN_ROWS = 10_000
 DECODABLE = 0.9
 """A slot counts as decodable when its probe reads at least this share of held-out values."""
 
@@ -40,27 +39,27 @@ def accept(root: Path, out: Path) -> str:
     held = heldout(run.store(), config.evaluate.activations)
     bootstrap = DocumentBootstrap(held.documents, config.evaluate.bootstrap, config.evaluate.seed)
     harvested = run.store()
-    train = np.concatenate([harvested.rows("av"), harvested.rows("ar")])[:TRAIN_ROWS]
-    train_texts, train_vectors = harvested.column("text"), harvested.vectors(train)
+    train_ids, train_vectors = ridge_training(harvested)
+    every_text = harvested.column("text")
+    train_texts = [every_text[i] for i in harvested.rows("ar")[: len(train_ids)]]
     ar = checkpoints.load_reconstructor(run.warm / "ar", config.model.dtype)
     texts = taught(run)
     teacher = [texts[i] for i in held.activation_ids]
     facts: dict[str, Any] = {}
     for slot in world.SLOTS:
-        accuracy, n = probe(slot, [train_texts[i] for i in train], train_vectors, held.texts, held.vectors)
-        claimed = [i for i, text in enumerate(teacher) if slot in world.facts(text)]
-        cost = _cost(slot, claimed, teacher, ar, held, bootstrap)
+        accuracy, n = probe(slot, train_texts, train_vectors, held.texts, held.vectors)
+        rows = [i for i, text in enumerate(teacher) if slot in claimed(text)]
+        cost = _cost(slot, rows, teacher, ar, held, bootstrap)
         facts[slot] = {
             "planted": world.PLANTING[slot],
             "values": len(world.SLOTS[slot]),
             "probe_accuracy": round(accuracy, 4),
             "probe_n": n,
             "false_claim_cost": cost,
-            "false_claim_n": len(claimed),
+            "false_claim_n": len(rows),
             "decodable": accuracy >= DECODABLE,
         }
-    last_ids = harvested.column("last_ids")
-    shares = ridge_controls([last_ids[i] for i in train], train_vectors, held, bootstrap)
+    shares = ridge_controls(train_ids, train_vectors, held, bootstrap)
     record = {
         "schema": SCHEMA,
         "revision": run.revision,
@@ -92,28 +91,37 @@ def probe(slot: str, train_texts: list[str], train: Tensor, test_texts: list[str
 
 
 def falsify(text: str, slot: str, rng: random.Random) -> str:
-    """`text` with its value of `slot` replaced everywhere by another that takes the same article."""
-    value = world.facts(text)[slot]
+    """`text` with its claim about `slot` replaced by another value that takes the same article; what stands in quotation
+    marks is left as it is, because it is no claim but the source's own words."""
+    value = claimed(text)[slot]
     article = world.with_article(value).split()[0]
     others = [v for v in world.SLOTS[slot] if v != value]
     alike = [v for v in others if world.with_article(v).split()[0] == article]
-    return re.sub(rf"\b{value}\b", rng.choice(alike or others), text)
+    other = rng.choice(alike or others)
+    return "".join(
+        part if part.startswith('"') else re.sub(rf"\b{value}\b", other, part) for part in re.split(r'("[^"]*")', text)
+    )
 
 
-def _cost(slot: str, claimed: list[int], teacher: list[str], ar, held, bootstrap: DocumentBootstrap):
+def claimed(text: str) -> dict[str, str]:
+    """The facts `text` asserts outside quotation marks."""
+    return world.facts(re.sub(r'"[^"]*"', " ", text))
+
+
+def _cost(slot: str, rows: list[int], teacher: list[str], ar, held, bootstrap: DocumentBootstrap):
     """Interval of the FVE lost when a true claim about `slot` in the teacher's text is made false; paired."""
-    if not claimed:
+    if not rows:
         return None
-    true = [teacher[i] for i in claimed]
+    true = [teacher[i] for i in rows]
     false = [
         falsify(t, slot, random.Random(f"falsify|{slot}|{held.activation_ids[i]}"))
-        for i, t in zip(claimed, true, strict=True)
+        for i, t in zip(rows, true, strict=True)
     ]
-    vectors = held.vectors[claimed]
+    vectors = held.vectors[rows]
     lost = np.zeros(len(held.rows))
-    lost[claimed] = (errors(ar, vectors, list(false)) - errors(ar, vectors, list(true))) / held.base.value
+    lost[rows] = (errors(ar, vectors, list(false)) - errors(ar, vectors, list(true))) / held.base.value
     mask = np.zeros(len(held.rows), bool)
-    mask[claimed] = True
+    mask[rows] = True
     return bootstrap.interval(lost, mask)
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from inbrief import __version__
 from inbrief.config import Config
 from inbrief.data import store as stores
 from inbrief.data.store import read_table
+from inbrief.io.errors import InbriefError
 from inbrief.io.runfolder import SCHEMA, identity, read_json, write_json
 from inbrief.metrics import DocumentBootstrap, fve
 from inbrief.models import checkpoints
+from inbrief.models.reconstructor import Reconstructor
 from inbrief.run import Run, RunName, taught
 from inbrief.study import controls, frontier
 from inbrief.study.evaluate import SAMPLES, Heldout, heldout, paired_delta, per_activation, result_row, sample_rows
 
 WARM = "warm_start"
-RIDGE_ROWS = 10_000
 
 
 def samples_path(run: Run, name: RunName | None) -> Path:
@@ -46,23 +44,20 @@ def evaluate_one(config: Config, root: Path, name: RunName | None) -> None:
         label, seed = (WARM, -1) if name is None else (name.folder, name.seed)
         rows = sample_rows(av, scorers, held, label, seed, e.samples, config.reinforce.cap, e.seed)
         stores.write_table(samples_path(run, name), rows, SAMPLES)
+        bootstrap = DocumentBootstrap(held.documents, e.bootstrap, e.seed)
+        said = [r["explanation"] if r["extracted"] else None for r in rows if r["sample"] == 0 and r["scorer"] == "own"]
+        found = controls.shuffles(scorers["own"], held, said, bootstrap, e.seed)
         if name is None:
-            _warm_controls(run, held, scorers["own"], rows, stage.folder / "controls.json")
+            found |= _world_controls(run, held, scorers["own"], bootstrap)
+        write_json(stage.folder / "controls.json", {"schema": SCHEMA, **found})
 
 
-def _warm_controls(run: Run, held: Heldout, ar, rows: list[dict[str, Any]], path: Path) -> None:
-    """The controls that need the warm start alone: texts under its AR, and the ridge from token ids."""
-    e = run.config.evaluate
-    bootstrap = DocumentBootstrap(held.documents, e.bootstrap, e.seed)
+def _world_controls(run: Run, held: Heldout, ar: Reconstructor, bootstrap: DocumentBootstrap) -> dict[str, Any]:
+    """The controls that depend on no run: the mean, the teacher's text, the ridge from token ids."""
     texts = taught(run)
-    first = [r for r in rows if r["sample"] == 0]
-    explanations = [r["explanation"] if r["extracted"] else None for r in first]
-    found = controls.text_controls(ar, held, explanations, [texts[i] for i in held.activation_ids], bootstrap, e.seed)
-    harvested = run.store()
-    train = np.concatenate([harvested.rows("av"), harvested.rows("ar")])[:RIDGE_ROWS]
-    ids = harvested.column("last_ids")
-    found |= controls.ridge_controls([ids[i] for i in train], harvested.vectors(train), held, bootstrap)
-    write_json(path, {"schema": SCHEMA, **found})
+    found = controls.text_controls(ar, held, [texts[i] for i in held.activation_ids], bootstrap)
+    ids, vectors = controls.ridge_training(run.store())
+    return found | controls.ridge_controls(ids, vectors, held, bootstrap)
 
 
 def collect(run: Run) -> dict[str, Any]:
@@ -79,17 +74,26 @@ def collect(run: Run) -> dict[str, Any]:
     per = c.evaluate.samples
     warm = read_table(samples_path(run, None))
     unit = {"unit": c.penalty.unit}
-    head = {"model": c.model.path, "commit": commit()}
+    head = {"model": c.model.path}
 
     def row(samples: list[dict[str, Any]], scorer: str, **more: Any) -> dict[str, Any]:
         return result_row(samples, scorer, held, bootstrap, per, **head, **more)
 
-    warm_row = row(warm, "own", penalty={"kind": "none", "value": None, **unit}, **{"lambda": None}, seed=None, steps=0)
+    warm_row = row(
+        warm,
+        "own",
+        commit=_commit(run, None),
+        penalty={"kind": "none", "value": None, **unit},
+        **{"lambda": None},
+        seed=None,
+        steps=0,
+    )
     rows: list[dict[str, Any]] = []
-    found = read_json(run.stage("evaluate").folder / "controls.json")
-    found.pop("schema")
+    found = _controls(run, None)
+    found["runs"] = {name.folder: _controls(run, name) for name in run.runs()}
     loaded = {name: read_table(samples_path(run, name)) for name in run.runs()}
     for name, samples in loaded.items():
+        _require_paired(samples, warm)
         if name.value is None:
             mse = per_activation([r for r in samples if r["scorer"] == "own"], per)["mse"]
             found["ar_catchup"] = bootstrap.interval(fve(mse, held.base.value))
@@ -97,9 +101,8 @@ def collect(run: Run) -> dict[str, Any]:
         control = next((s for n, s in loaded.items() if n.value == 0 and n.seed == name.seed), None)
         for scorer in ("own", WARM):
             penalty = {"kind": name.kind, "value": name.value, **unit}
-            entry = row(
-                samples, scorer, penalty=penalty, **{"lambda": name.value}, seed=name.seed, steps=c.reinforce.steps
-            )
+            about = {"penalty": penalty, "lambda": name.value, "seed": name.seed, "commit": _commit(run, name)}
+            entry = row(samples, scorer, steps=c.reinforce.steps, **about)
             if control is not None and name.value != 0:
                 entry["delta_fve"] = paired_delta(samples, control, scorer, held.base.value, bootstrap, per)
             entry["delta_fve_warm"] = _against_warm(samples, warm, scorer, held, bootstrap, per)
@@ -127,18 +130,23 @@ def _against_warm(samples, warm, scorer: str, held: Heldout, bootstrap: Document
     return bootstrap.interval((theirs - mine) / held.base.value)
 
 
-def commit() -> str | None:
-    """The code's commit where it runs from a checkout, with `+` for uncommitted changes; None in an installed package."""
-    here = Path(__file__).parent
-    try:
-        sha = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
+def _require_paired(samples: list[dict[str, Any]], warm: list[dict[str, Any]]) -> None:
+    """Differences are taken row by row: every run must have explained the warm start's activations, in their order."""
+    own = [(r["activation_id"], r["sample"]) for r in samples if r["scorer"] == "own"]
+    if own != [(r["activation_id"], r["sample"]) for r in warm]:
+        raise InbriefError(
+            "The runs of a folder must be evaluated on the same activations; samples.parquet of one differs. Delete its "
+            "evaluation/ and evaluate again."
         )
-        if sha.returncode:
-            return None
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return sha.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _commit(run: Run, name: RunName | None) -> str | None:
+    """The code that trained the run, else the code that evaluated it."""
+    trained = run.stage("warmstart-av") if name is None else run.stage("reinforce", name)
+    return trained.record().get("commit") or run.stage("evaluate", name).record().get("commit")
+
+
+def _controls(run: Run, name: RunName | None) -> dict[str, Any]:
+    found = read_json(run.stage("evaluate", name).folder / "controls.json")
+    found.pop("schema")
+    return found

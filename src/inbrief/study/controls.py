@@ -3,62 +3,78 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
 
+from inbrief.data.store import Store
 from inbrief.metrics import Baseline, DocumentBootstrap, Interval, direction, fve
 from inbrief.models.reconstructor import Reconstructor
 from inbrief.study.evaluate import Heldout, errors
 
 RIDGE_TOKENS = (1, 2, 4, 8)
 MOST_IDS = 1000
+TRAIN_ROWS = 10_000
 
 
-def shuffled(n: int, seed: int) -> np.ndarray:
-    """A permutation of n without a fixed point (n ≥ 2): everyone gets somebody else's explanation."""
-    order = np.random.default_rng(seed).permutation(n)
-    passed = np.empty(n, dtype=np.int64)
-    passed[order] = np.roll(order, 1)
-    return passed
+def passed_on(groups: list[list[int]], documents: list[str], seed: int) -> np.ndarray:
+    """For every row another row of its group, of another document; -1 where the group has no other document.
 
-
-def shuffled_within(keys: list[int], seed: int) -> np.ndarray:
-    """As `shuffled`, among rows of equal key; a row alone with its key gets -1."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i, key in enumerate(keys):
-        groups[key].append(i)
-    out = np.full(len(keys), -1)
-    for rows in groups.values():
-        if len(rows) > 1:
-            out[rows] = np.array(rows)[shuffled(len(rows), seed)]
+    groups partition the rows. Each group is shuffled document by document and handed on past its largest document, so
+    nobody gets an explanation of their own text.
+    """
+    rng = np.random.default_rng(seed)
+    out = np.full(len(documents), -1)
+    for rows in groups:
+        by_document: dict[str, list[int]] = defaultdict(list)
+        for i in rows:
+            by_document[documents[i]].append(i)
+        names = list(by_document)
+        order = [i for k in rng.permutation(len(names)) for i in by_document[names[k]]]
+        largest = max(map(len, by_document.values()))
+        if 2 * largest > len(order):
+            continue
+        out[order] = np.roll(order, largest)
     return out
 
 
-def text_controls(
-    ar: Reconstructor,
-    held: Heldout,
-    explanations: list[str | None],
-    teacher: list[str],
-    bootstrap: DocumentBootstrap,
-    seed: int = 0,
-) -> dict[str, Interval | None]:
-    """FVE of the mean, of the teacher's text and of other activations' explanations, all under the same AR."""
-    n, base = len(held.rows), held.base
+def shuffles(
+    ar: Reconstructor, held: Heldout, explanations: list[str | None], bootstrap: DocumentBootstrap, seed: int = 0
+) -> dict[str, Any]:
+    """FVE of other activations' explanations under the same AR: anyone's, and those of activations with the same last token.
 
-    def interval(mse: np.ndarray, mask: np.ndarray | None = None):
-        return bootstrap.interval(fve(mse, base.value), mask)
+    The second covers the activations that share their last token with enough others (`…_n`); their own explanations'
+    FVE stands beside it (`…_own`).
+    """
+    everyone = passed_on([list(range(len(held.rows)))], held.documents, seed)
+    by_token: dict[int, list[int]] = defaultdict(list)
+    for i, ids in enumerate(held.last_ids):
+        by_token[ids[-1]].append(i)
+    same = passed_on(list(by_token.values()), held.documents, seed)
 
-    anyone = shuffled(n, seed)
-    same = shuffled_within([ids[-1] for ids in held.last_ids], seed)
-    taken = [explanations[i] if i >= 0 else None for i in same]
+    def interval(source: np.ndarray, mask: np.ndarray) -> Interval | None:
+        taken = [explanations[i] if i >= 0 else None for i in source]
+        return bootstrap.interval(fve(errors(ar, held.vectors, taken), held.base.value), mask)
+
     return {
-        "mean_vector": interval(mean_vector_errors(held.vectors, base)),
-        "teacher": interval(errors(ar, held.vectors, list(teacher))),
-        "shuffled": interval(errors(ar, held.vectors, [explanations[i] for i in anyone])),
-        "shuffled_same_last_token": interval(errors(ar, held.vectors, taken), same >= 0),
+        "shuffled": interval(everyone, everyone >= 0),
+        "shuffled_same_last_token": interval(same, same >= 0),
+        "shuffled_same_last_token_own": interval(np.arange(len(same)), same >= 0),
+        "shuffled_same_last_token_n": int((same >= 0).sum()),
+    }
+
+
+def text_controls(
+    ar: Reconstructor, held: Heldout, teacher: list[str], bootstrap: DocumentBootstrap
+) -> dict[str, Interval | None]:
+    """FVE of the mean vector, and of the teacher's text under `ar`."""
+    base = held.base.value
+    return {
+        "mean_vector": bootstrap.interval(fve(mean_vector_errors(held.vectors, held.base), base)),
+        "teacher": bootstrap.interval(fve(errors(ar, held.vectors, list(teacher)), base)),
     }
 
 
@@ -95,6 +111,13 @@ def ridge(
     weights = scipy.linalg.solve(gram.astype(np.float64), x.T @ (y - y_mean), assume_a="pos")
     predicted = (features(test_ids) - x_mean) @ weights + y_mean
     return ((predicted - direction(test).numpy()) ** 2).mean(1)
+
+
+def ridge_training(harvested: Store) -> tuple[list[list[int]], Tensor]:
+    """(last token ids, vectors) of the activations the ridge and the probes learn from: the warm-start AR's split."""
+    rows = harvested.rows("ar")[:TRAIN_ROWS]
+    ids = harvested.column("last_ids")
+    return [ids[i] for i in rows], harvested.vectors(rows)
 
 
 def ridge_controls(

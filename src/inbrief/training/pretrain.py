@@ -130,6 +130,8 @@ def pretrain_storyworld(out: Path, settings: Pretrain) -> dict[str, float]:
     if out.exists() and any(out.iterdir()):
         raise InbriefError(f"A target needs an empty folder; {out} holds files. Choose another with --out.")
     s = settings
+    if not 0 <= s.layer < target_config(1, 0, 0).num_hidden_layers - 1:
+        raise InbriefError(f"--layer must name a block before the last; got {s.layer}.")
     torch.manual_seed(s.seed)
     tokenizer = storyworld_tokenizer()
     pad = int(tokenizer.convert_tokens_to_ids(PAD))  # pyright: ignore[reportArgumentType]

@@ -31,7 +31,10 @@ def test_T51_the_readmes_commands_run_one_after_the_other(tmp_path: Path, monkey
     assert len(found) >= 5
     for args in found:
         fresh = args[0] in LONG and not (len(args) > 1 and Path(args[1]).is_dir())
-        main([*args, *flags(workers=1)] if fresh else [*args, "--steps", "2"] if args[0] == "pretrain" else args)
+        # The careful preset's eighteen runs become two; README's own settings come last, so that they count.
+        few = {"reinforce__seeds": [0], "penalty__values": [0, 0.02]} if args[1:2] == ["storyworld"] else {}
+        short = [*flags(workers=1, **few), *args[2:]] if fresh else []
+        main([*args[:2], *short] if fresh else args)
         assert capsys.readouterr().out.strip(), args
     assert (tmp_path / "runs" / "quickstart" / "report" / "report.html").is_file()
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -91,26 +92,30 @@ def _mark(axes, point: dict[str, Any], colour: str, marker: str, size: float) ->
 def _label(axes, marks: list[tuple[str, dict[str, Any], str]]) -> None:
     """Label each mark (the warm start last) on the side that covers the fewest marks, labels and stretches of the line."""
     axes.figure.canvas.draw()
-    where = [axes.transData.transform((p["tokens"]["mean"], p["fve"]["mean"])) for _, p, _ in marks]
+    where = [tuple(axes.transData.transform((p["tokens"]["mean"], p["fve"]["mean"]))) for _, p, _ in marks]
     curve = where[:-1]  # all but the warm start stand on one line
-    line = [a + (b - a) * t for a, b in pairwise(curve) for t in np.linspace(0, 1, 40)]
+    line = [(1 - t) * np.array(a) + t * np.array(b) for a, b in pairwise(curve) for t in np.linspace(0, 1, 40)]
     taken: list[Any] = []
     for (text, p, colour), (x, y) in zip(marks, where, strict=True):
         best = None
-        for dx, dy, ha in (
+        sides = (
+            (0, 9, "center"),
+            (0, -17, "center"),
             (8, 7, "left"),
             (8, -14, "left"),
             (-8, 7, "right"),
             (-8, -14, "right"),
-            (0, 12, "center"),
-            (0, -19, "center"),
-        ):
+        )
+        for dx, dy, ha in sides:
             half = {"left": 0.0, "right": -1.0, "center": -0.5}[ha]
-            width, height = 14.0 * len(text) * 0.95, 24.0
+            width, height = 13.0 * len(text) * 0.95, 24.0
             x0, y0 = x + dx * 2.2 + half * width, y + dy * 2.2
+            middle = (x0 + width / 2, y0 + height / 2)
             inside = [x0 - 6 < qx < x0 + width + 6 and y0 - 4 < qy < y0 + height + 4 for qx, qy in (*where, *line)]
             cost = 20 * sum(inside[: len(where)]) + sum(inside[len(where) :])
             cost += sum(60 for a, b, w in taken if x0 < a + w and a < x0 + width and abs(b - y0) < height)
+            # A label must not stand nearer to another mark than to its own.
+            cost += 15 * (min(where, key=lambda q: math.dist(q, middle)) != (x, y))
             if best is None or cost < best[0]:
                 best = (cost, dx, dy, ha, x0, y0, width)
         assert best is not None

@@ -15,7 +15,7 @@ from inbrief.contract.contract import Contract, tokenizer_sha
 from inbrief.contract.explanation import Answer
 from inbrief.data.harvest import activations
 from inbrief.io.errors import InbriefError
-from inbrief.metrics import FAILED_MSE, direction_mse
+from inbrief.metrics import direction_mse
 from inbrief.models import checkpoints
 from inbrief.models.injection import check_vectors
 from inbrief.models.reconstructor import Reconstructor
@@ -145,11 +145,8 @@ class NLA:
 
     def errors(self, vectors: Tensor, answers: Sequence[Answer]) -> Tensor:
         """mse [n] of sampled answers; a failed one counts 2 and never reaches the AR."""
-        out = torch.full((len(answers),), FAILED_MSE)
-        good = [i for i, a in enumerate(answers) if a.explanation is not None]
-        if good:
-            out[good] = self.score(vectors[good], [answers[i].explanation or "" for i in good])
-        return out
+        check_vectors(vectors, self.contract.d_model)
+        return self.ar.errors(vectors, [a.explanation for a in answers])
 
 
 SHIPPED = {None: "nla", "storyworld": "nla", "storyworld-warmstart": "warmstart"}

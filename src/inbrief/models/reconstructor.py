@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from inbrief.contract.contract import Contract, ar_prompt
 from inbrief.io.errors import InbriefError
+from inbrief.metrics import FAILED_MSE, direction_mse
 from inbrief.models.batching import length_batches, pad_right
 
 
@@ -54,4 +55,13 @@ class Reconstructor(nn.Module):
         out = torch.empty(len(rows), self.contract.d_model)
         for batch in length_batches([len(r) for r in rows], max_tokens):
             out[batch] = self([rows[i] for i in batch]).cpu()
+        return out
+
+    def errors(self, vectors: Tensor, explanations: Sequence[str | None]) -> Tensor:
+        """mse of directions [n] float32 between vectors [n, d] and what is made of the explanations: 2(1 − cos). None stands
+        for a failed answer: it never reaches the AR and has the error of an orthogonal guess."""
+        out = torch.full((len(explanations),), FAILED_MSE)
+        good = [i for i, e in enumerate(explanations) if e is not None]
+        if good:
+            out[good] = direction_mse(self.predict([explanations[i] or "" for i in good]), vectors[good])
         return out

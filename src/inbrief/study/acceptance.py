@@ -19,7 +19,7 @@ from inbrief.models import checkpoints
 from inbrief.run import Run, taught
 from inbrief.storyworld import world
 from inbrief.study.controls import ridge_controls, ridge_training
-from inbrief.study.evaluate import errors, heldout
+from inbrief.study.evaluate import heldout
 
 DECODABLE = 0.9
 """A slot counts as decodable when its probe reads at least this share of held-out values."""
@@ -119,7 +119,7 @@ def _cost(slot: str, rows: list[int], teacher: list[str], ar, held, bootstrap: D
     ]
     vectors = held.vectors[rows]
     lost = np.zeros(len(held.rows))
-    lost[rows] = (errors(ar, vectors, list(false)) - errors(ar, vectors, list(true))) / held.base.value
+    lost[rows] = (ar.errors(vectors, false) - ar.errors(vectors, true)).numpy() / held.base.value
     mask = np.zeros(len(held.rows), bool)
     mask[rows] = True
     return bootstrap.interval(lost, mask)

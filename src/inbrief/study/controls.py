@@ -13,7 +13,7 @@ from torch import Tensor
 from inbrief.data.store import Store
 from inbrief.metrics import Baseline, DocumentBootstrap, Interval, direction, fve
 from inbrief.models.reconstructor import Reconstructor
-from inbrief.study.evaluate import Heldout, errors
+from inbrief.study.evaluate import Heldout
 
 RIDGE_TOKENS = (1, 2, 4, 8)
 MOST_IDS = 1000
@@ -57,7 +57,7 @@ def shuffles(
 
     def interval(source: np.ndarray, mask: np.ndarray) -> Interval | None:
         taken = [explanations[i] if i >= 0 else None for i in source]
-        return bootstrap.interval(fve(errors(ar, held.vectors, taken), held.base.value), mask)
+        return bootstrap.interval(fve(ar.errors(held.vectors, taken).numpy(), held.base.value), mask)
 
     return {
         "shuffled": interval(everyone, everyone >= 0),
@@ -74,7 +74,7 @@ def text_controls(
     base = held.base.value
     return {
         "mean_vector": bootstrap.interval(fve(mean_vector_errors(held.vectors, held.base), base)),
-        "teacher": bootstrap.interval(fve(errors(ar, held.vectors, list(teacher)), base)),
+        "teacher": bootstrap.interval(fve(ar.errors(held.vectors, teacher).numpy(), base)),
     }
 
 

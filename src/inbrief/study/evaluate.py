@@ -12,7 +12,7 @@ from torch import Tensor
 from inbrief.data.store import Store
 from inbrief.io.errors import InbriefError
 from inbrief.io.progress import track
-from inbrief.metrics import FAILED_MSE, Baseline, DocumentBootstrap, baseline, direction_mse, fve
+from inbrief.metrics import Baseline, DocumentBootstrap, baseline, fve
 from inbrief.models.reconstructor import Reconstructor
 from inbrief.models.sampler import sample
 from inbrief.models.verbalizer import Verbalizer
@@ -74,15 +74,6 @@ def heldout(store: Store, n: int) -> Heldout:
     )
 
 
-def errors(ar: Reconstructor, vectors: Tensor, explanations: list[str | None]) -> np.ndarray:
-    """mse [n] float64; None stands for a failed answer and costs 2."""
-    out = np.full(len(explanations), FAILED_MSE)
-    good = [i for i, e in enumerate(explanations) if e is not None]
-    if good:
-        out[good] = direction_mse(ar.predict([explanations[i] or "" for i in good]), vectors[good]).numpy()
-    return out
-
-
 def sample_rows(
     av: Verbalizer,
     scorers: dict[str, Reconstructor],
@@ -105,7 +96,7 @@ def sample_rows(
     readable = [a.explanation for a in answers]
     out = []
     for scorer, ar in scorers.items():
-        mse = errors(ar, vectors, readable)
+        mse = ar.errors(vectors, readable)
         for i, (answer, owner) in enumerate(zip(answers, owners, strict=True)):
             out.append(
                 {

@@ -58,6 +58,8 @@ def test_the_target_carries_what_was_planted_and_nothing_of_what_was_not():
 
 
 def test_target_and_pairs_weigh_at_most_12_mb():
-    shipped = [p for part in ("target", "nla", "warmstart") for p in checkpoints.built_in(part).rglob("*") if p.is_file()]
+    shipped = [
+        p for part in ("target", "nla", "warmstart") for p in checkpoints.built_in(part).rglob("*") if p.is_file()
+    ]
     assert {"nla", "warmstart"} <= {p.parts[-3] for p in shipped if p.name == "value_head.safetensors"}
     assert sum(p.stat().st_size for p in shipped) <= 12e6

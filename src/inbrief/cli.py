@@ -52,8 +52,12 @@ def _flags(kind: Any, args: list[str], prog: str, description: str, default: Any
         if not e.code:
             raise
         words = re.sub(r"[─│╭╮╰╯━┃]+", " ", said.getvalue()).split("For full helptext")[0]
-        words = re.sub(r"For further information visit \S+", "", words)
-        raise InbriefError(" ".join(words.split()) + f" `{prog} --help` lists the flags.") from None
+        words = " ".join(words.split())
+        # tyro says the box's title again inside; pydantic adds its own types and address.
+        words = re.sub(r"^(.+?) \1\b", r"\1", words, flags=re.I)
+        words = re.sub(r"Value error Error parsing (\S+): \d+ validation errors? for \w+", r"\1:", words)
+        words = re.sub(r" \[type=.*?\] For further information visit \S+", ".", words).replace("Value error, ", "")
+        raise InbriefError(f"{words} `{prog} --help` lists the flags.") from None
 
 
 def _pipeline(verb: str, last: str, args: list[str], preset: str | None = None) -> None:

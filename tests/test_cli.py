@@ -150,6 +150,7 @@ def test_a_missing_model_and_an_impossible_layer_are_refused(tmp_path: Path, cap
     assert "model.path" in refused(["harvest", "quickstart", *out, "--model.path", "./nowhere"], capsys)
     assert "last block" in refused(["harvest", "quickstart", *out, "--model.layer", "3"], capsys)
     assert "must be one of" in refused(["harvest", "quickstart", *out, "--data.corpus", "nope"], capsys)
+    assert "was trained on" in refused(["harvest", "quickstart", *out, "--data.seed", "1000"], capsys)
     assert not (tmp_path / "out").exists()
 
 

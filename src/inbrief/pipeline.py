@@ -28,6 +28,7 @@ from inbrief.models.architectures import check_layer
 from inbrief.models.verbalizer import Verbalizer
 from inbrief.run import Run, RunName, check_folder, taught
 from inbrief.study.evaluate import heldout
+from inbrief.training.pretrain import Pretrain
 from inbrief.training.reinforce import Reinforcer
 from inbrief.training.warmstart import GateReport, fit_reconstructor, fit_verbalizer, measure_gate
 
@@ -42,6 +43,11 @@ def preflight(config: Config) -> None:
     architecture = checkpoints.target_config(m.path, m.revision)
     check_layer(architecture, m.layer)
     documents(config.data)
+    trained_on = Pretrain().corpus_seed
+    if (m.path, config.data.corpus, config.data.seed) == (checkpoints.BUILT_IN, "storyworld", trained_on):
+        raise InbriefError(
+            f"data.seed {trained_on} makes the stories the shipped target was trained on. Choose another seed."
+        )
 
 
 # The jobs: module-level functions of (config, root, …), so that a worker process can run them.

@@ -19,6 +19,7 @@ from inbrief.data import store as stores
 from inbrief.data.corpora import documents
 from inbrief.data.harvest import Harvester
 from inbrief.data.teachers import teach
+from inbrief.io.errors import InbriefError
 from inbrief.io.pool import run_jobs
 from inbrief.io.progress import clock, track
 from inbrief.io.runfolder import SCHEMA, atomic_path, locked, read_json, write_json

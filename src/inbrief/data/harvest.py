@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,8 +82,8 @@ class Harvester:
     """Everything a harvest needs; `revision` names the base model's weights."""
 
     config: Config
-    model: object
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     revision: str
 
     def run(self, folder: Path) -> None:
@@ -110,8 +111,8 @@ class Harvester:
     def _part(self, folder: Path, part: int, block: list[Document]) -> None:
         data, layer = self.config.data, self.config.model.layer
         texts = [d.text for d in block]
-        ids = [row[: data.max_tokens] for row in self.tokenizer(texts)["input_ids"]]  # pyright: ignore[reportCallIssue]
-        special = set(self.tokenizer.all_special_ids)  # pyright: ignore[reportAttributeAccessIssue]
+        ids = [row[: data.max_tokens] for row in self.tokenizer(texts)["input_ids"]]
+        special = set(self.tokenizer.all_special_ids)
         rows: dict[int, list[dict]] = {}
         vectors: dict[int, Tensor] = {}
         kept = [i for i, row in enumerate(ids) if len(row) > data.min_position]
@@ -122,13 +123,13 @@ class Harvester:
             rows[i] = [self._row(block[i], row, p) for p in chosen]
             vectors[i] = hidden[chosen]
         order = sorted(rows)
-        found = torch.cat([torch.empty(0, self.model.config.hidden_size), *(vectors[i] for i in order)])  # pyright: ignore
+        found = torch.cat([torch.empty(0, self.model.config.hidden_size), *(vectors[i] for i in order)])
         check_vectors(found, found.shape[1])
         store.write_part(folder, part, [r for i in order for r in rows[i]], found)
 
     def _row(self, document: Document, ids: list[int], position: int) -> dict:
         data = self.config.data
-        decode = self.tokenizer.decode  # pyright: ignore[reportAttributeAccessIssue]
+        decode = self.tokenizer.decode
         last = [-1] * 8 + ids[: position + 1]
         return {
             "activation_id": activation_id(self.revision, self.config.model.layer, document.id, position),

@@ -36,9 +36,9 @@ def accept(root: Path, out: Path) -> str:
             f"Only a StoryWorld run has known facts; {root} reads {config.data.corpus!r}, taught by {config.teacher.kind!r}."
         )
     run = Run(config, root)
-    held = heldout(run.store(), config.evaluate.activations)
-    bootstrap = DocumentBootstrap(held.documents, config.evaluate.bootstrap, config.evaluate.seed)
     harvested = run.store()
+    held = heldout(harvested, config.evaluate.activations)
+    bootstrap = DocumentBootstrap(held.documents, config.evaluate.bootstrap, config.evaluate.seed)
     train_ids, train_vectors = ridge_training(harvested)
     every_text = harvested.column("text")
     train_texts = [every_text[i] for i in harvested.rows("ar")[: len(train_ids)]]

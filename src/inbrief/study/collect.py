@@ -33,7 +33,8 @@ def evaluate_one(config: Config, root: Path, name: RunName | None) -> None:
     if stage.finished():
         return
     with stage.running():
-        held = heldout(run.store(), config.evaluate.activations)
+        harvested = run.store()
+        held = heldout(harvested, config.evaluate.activations)
         folder = run.warm if name is None else run.folder(name)
         dtype = config.model.dtype
         av = checkpoints.load_verbalizer(folder / "av", dtype)
@@ -48,19 +49,21 @@ def evaluate_one(config: Config, root: Path, name: RunName | None) -> None:
         said = [r["explanation"] if r["extracted"] else None for r in rows if r["sample"] == 0 and r["scorer"] == "own"]
         found = controls.shuffles(scorers["own"], held, said, bootstrap, e.seed)
         if name is None:
-            found |= _world_controls(run, held, scorers["own"], bootstrap)
+            found |= _world_controls(run, harvested, held, scorers["own"], bootstrap)
         write_json(stage.folder / "controls.json", {"schema": SCHEMA, **found})
 
 
-def _world_controls(run: Run, held: Heldout, ar: Reconstructor, bootstrap: DocumentBootstrap) -> dict[str, Any]:
+def _world_controls(
+    run: Run, harvested: stores.Store, held: Heldout, ar: Reconstructor, bootstrap: DocumentBootstrap
+) -> dict[str, Any]:
     """The controls that depend on no run: the mean, the teacher's text, the ridge from token ids."""
     texts = taught(run)
     found = controls.text_controls(ar, held, [texts[i] for i in held.activation_ids], bootstrap)
-    ids, vectors = controls.ridge_training(run.store())
+    ids, vectors = controls.ridge_training(harvested)
     return found | controls.ridge_controls(ids, vectors, held, bootstrap)
 
 
-def collect(run: Run) -> dict[str, Any]:
+def collect(run: Run) -> None:
     """Write results.json: one ROW per run and scorer, paired differences, and the controls. Left alone when it was made
     from these very evaluations, so that it goes on naming the code that made it."""
     c = run.config
@@ -68,7 +71,7 @@ def collect(run: Run) -> dict[str, Any]:
     evaluated = [run.stage("evaluate", name).identity for name in (None, *run.runs())]
     made_from = identity(evaluated, c.evaluate.bootstrap, SCHEMA)
     if path.is_file() and read_json(path).get("identity") == made_from:
-        return read_json(path)
+        return
     held = heldout(run.store(), c.evaluate.activations)
     bootstrap = DocumentBootstrap(held.documents, c.evaluate.bootstrap, c.evaluate.seed)
     per = c.evaluate.samples
@@ -121,7 +124,6 @@ def collect(run: Run) -> dict[str, Any]:
         "version": __version__,
     }
     write_json(path, results)
-    return results
 
 
 def _against_warm(samples, warm, scorer: str, held: Heldout, bootstrap: DocumentBootstrap, per: int):
